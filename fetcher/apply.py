@@ -35,10 +35,10 @@ from cloud_network.netagent.protocol import (
     Check,
     CheckAnswer,
     Confirm,
+    Decoded,
     Flush,
     Hello,
     Malformed,
-    Message,
     Refused,
     Request,
     Rollback,
@@ -148,7 +148,7 @@ class Netagent:
         request = os.urandom(8).hex()
         return self._ask(Flush(request), partial(_outcome, request=request))
 
-    def _ask(self, request: Request, read: Callable[[Message], Answer]) -> Answer:
+    def _ask(self, request: Request, read: Callable[[Decoded], Answer]) -> Answer:
         """Send a request and return what `read` makes of the answer. Raises NetagentError."""
         try:
             self._socket.sendall(protocol.encode(request.to_wire()))
@@ -178,18 +178,18 @@ class Netagent:
         return bytes(data)
 
 
-def _version(answer: Message) -> tuple[int | None, bool]:
+def _version(answer: Decoded) -> tuple[int | None, bool]:
     """Return netagent's version of the protocol, and True if it is the fetcher's."""
     return answer.get("version"), answer["verdict"] == Verdict.OK
 
 
-def _checked(answer: Message) -> CheckAnswer:
+def _checked(answer: Decoded) -> CheckAnswer:
     if answer["verdict"] != Verdict.OK:  # the request itself is refused
         return CheckAnswer(1, (Refused.from_wire(answer),))
     return CheckAnswer.from_wire(answer)
 
 
-def _outcome(answer: Message, request: str, ops: int | None = None) -> Outcome:
+def _outcome(answer: Decoded, request: str, ops: int | None = None) -> Outcome:
     """Return an answer to `apply`, `confirm` or `flush`. `ops`: number of operations, if it is not in the answer."""
     return Outcome(
         verdict=answer["verdict"],
@@ -202,21 +202,21 @@ def _outcome(answer: Message, request: str, ops: int | None = None) -> Outcome:
     )
 
 
-def _reason(answer: Message) -> str | None:
+def _reason(answer: Decoded) -> str | None:
     """Return the reason in an answer, with the configuration key that would allow the operation."""
     if answer.get("reason") is None:
         return None
     return _with_key(answer["reason"], answer.get("allow"))
 
 
-def _not_undone(answer: Message) -> tuple[str, ...]:
+def _not_undone(answer: Decoded) -> tuple[str, ...]:
     """Return a text for each operation that a rollback or flush could not carry out."""
     left = [f"{_described(each)}: {each['reason']}" for each in answer.get("not_undone", ())]
     more = answer.get("not_undone_more")
     return (*left, f"and {more} more") if more else tuple(left)
 
 
-def _described(op: Message) -> str:
+def _described(op: Decoded) -> str:
     """Return the operation of an answer, such as `address_remove 10.0.1.5/32 on eth1`."""
     words = [str(op["op"])]
     if "address" in op:

@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
+
+from .operations import Message
 
 MAX_FILE = 16 << 20  # bytes; then the file is rotated
 KEPT = 8  # rotated files
@@ -41,7 +42,7 @@ def _address(packed: bytes) -> str:
     return str(ip_address(packed))
 
 
-def _parts(values: Sequence[Mapping[str, Any]], most: int) -> list[Sequence[Mapping[str, Any]]]:
+def _parts(values: Sequence[Message], most: int) -> list[Sequence[Message]]:
     """Split `values` into parts of at most `most` values."""
     return [values[start : start + most] for start in range(0, len(values), most)]
 
@@ -108,23 +109,23 @@ class Audit:
     def _rotated(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
 
-    def write(self, entry: Mapping[str, Any], ops: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Append an entry, in as many lines as its operations and `not_undone` need.
+    def write(self, entry: Message, ops: Sequence[Message] = (), remaining: Sequence[Message] | None = None) -> None:
+        """Append an entry, in as many lines as its operations and those that were not undone (`remaining`) need.
 
         Raises OSError if a line could not be written.
         """
-        remaining = entry.get("not_undone", ())
         parts = [{"ops": part} for part in _parts(ops, OPS_PER_LINE)]
         if remaining and len(ops) / OPS_PER_LINE + len(remaining) / REMAINING_PER_LINE > 1:
-            entry = {key: value for key, value in entry.items() if key != "not_undone"}
             parts += [{"not_undone": part} for part in _parts(remaining, REMAINING_PER_LINE)]
+        elif remaining is not None:
+            entry = {**entry, "not_undone": remaining}
         if len(parts) <= 1:
             self._append({**entry, **parts[0]} if parts else entry)
             return
         for number, part in enumerate(parts, 1):
             self._append({**entry, "part": number, "parts": len(parts), **part})
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
+    def _append(self, entry: Message) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         when = {"seq": self.sequence + 1, "time": now, "monotonic_us": monotonic_ns() // 1000, "boot": self._boot}
         body = json.dumps({**when, **entry, "prev": self.head}, separators=(",", ":"), default=_address)[:-1]

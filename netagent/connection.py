@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from .operations import Malformed
-from .protocol import HEADER, MAX_FRAME, ROOT, UCRED
+from .protocol import HEADER, MAX_FRAME, ROOT, UCRED, Message
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FRAME_SECONDS = 5.0
@@ -61,7 +60,7 @@ class Peer:
         """True for uid 0."""
         return self.uid == 0
 
-    def to_log(self) -> dict[str, Any]:
+    def to_log(self) -> Message:
         """Return the map for the audit log."""
         return {"pid": self.pid, "uid": self.uid, "gid": self.gid, "unit": self.unit}
 

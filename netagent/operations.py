@@ -6,7 +6,7 @@ same dataclasses and sends `to_wire()` of each. The rtnetlink message of every o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from reprlib import repr as shortened
@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
-Wire = dict[str, Any]
-"""The msgpack map of one operation, before it is decoded or after it is encoded."""
+Value = None | int | str | bytes | Sequence["Value"] | Mapping[str, "Value"]
+Message = Mapping[str, Value]
+"""A map to be encoded: by msgpack for the wire and the ledger, or as JSON for the audit log."""
 
 PROTOCOL = 209
 """Protocol number of owned routes, rules and addresses (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)."""
@@ -45,7 +46,7 @@ class Fields:
         if not isinstance(value, dict):
             raise Malformed(f"{where}: {shortened(value):.40} is not a map")
         self._where = where
-        self._left: Wire = dict(value)
+        self._left: dict[str, Any] = dict(value)
 
     def take(self, key: str, kind: type) -> Any:
         """Return the value of `key`, which must have exactly this type (True is not an int)."""
@@ -134,7 +135,7 @@ class LinkUp:
         """Read the keys of this operation."""
         return cls(fields.integer("link", 1, MAX_INDEX))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "link": self.link}
 
@@ -155,14 +156,14 @@ class LinkDown:
         """Read the keys of this operation (from the ledger only)."""
         return cls(fields.integer("link", 1, MAX_INDEX))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map for the ledger and the log."""
         return {"op": self.NAME, "link": self.link}
 
 
 @dataclass(frozen=True, slots=True)
 class LinkMtu:
-    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg. `policy` makes the inverse, which needs the earlier MTU."""
+    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg."""
 
     NAME: ClassVar[str] = "link_mtu"
     link: int
@@ -173,9 +174,13 @@ class LinkMtu:
         """Read the keys of this operation."""
         return cls(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", MIN_MTU, MAX_MTU))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "link": self.link, "mtu": self.mtu}
+
+    def inverse(self, earlier: int) -> LinkMtu:
+        """Return the operation that undoes this one, for a link that had the MTU `earlier`."""
+        return LinkMtu(self.link, earlier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +197,7 @@ class AddressAdd:
         """Read the keys of this operation."""
         return cls(fields.integer("link", 1, MAX_INDEX), fields.interface(), fields.boolean("route"))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "link": self.link, **_interface(self.interface), "route": self.connected_route}
 
@@ -214,7 +219,7 @@ class AddressRemove:
         """Read the keys of this operation."""
         return cls(fields.integer("link", 1, MAX_INDEX), fields.interface())
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "link": self.link, **_interface(self.interface)}
 
@@ -241,13 +246,13 @@ class RouteReplace:
         """Read the keys of this operation."""
         return cls(*_route_fields(fields))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return _route(self)
 
-    def inverse(self) -> RouteRemove:
-        """Return the operation that undoes this one, if it replaced nothing."""
-        return RouteRemove(self.table, self.link, self.destination, self.gateway)
+    def inverse(self, earlier: RouteReplace | None) -> RouteRemove | RouteReplace:
+        """Return the operation that undoes this one. `earlier` is the route that it replaces, if any."""
+        return earlier or RouteRemove(self.table, self.link, self.destination, self.gateway)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +279,7 @@ class RouteRemove:
         """Read the keys of this operation."""
         return cls(*_route_fields(fields))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return _route(self)
 
@@ -302,7 +307,7 @@ class RuleAdd:
         """Read the keys of this operation."""
         return cls(*_rule_fields(fields))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return _rule(self)
 
@@ -332,7 +337,7 @@ class RuleRemove:
         """Read the keys of this operation."""
         return cls(*_rule_fields(fields))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return _rule(self)
 
@@ -363,9 +368,13 @@ class ForwardedReplies:
         """Read the keys of this operation."""
         return cls(marks_from_wire(fields, "marks"))
 
-    def to_wire(self) -> Wire:
+    def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "marks": marks_to_wire(self.marks)}
+
+    def inverse(self, earlier: tuple[LinkMark, ...]) -> ForwardedReplies:
+        """Return the operation that undoes this one, for a table that had the marks `earlier`."""
+        return ForwardedReplies(earlier)
 
 
 Operation = (
@@ -414,11 +423,11 @@ def undo_from_wire(value: object) -> Undo:
     return operation_from_wire(value, "undo")
 
 
-def _interface(interface: IPInterface) -> Wire:
+def _interface(interface: IPInterface) -> Message:
     return {"address": interface.packed, "prefix": interface.network.prefixlen}
 
 
-def _network(network: IPNetwork) -> Wire:
+def _network(network: IPNetwork) -> Message:
     return {"address": network.network_address.packed, "prefix": network.prefixlen}
 
 
@@ -430,9 +439,9 @@ def _route_fields(fields: Fields) -> tuple[int, int, IPNetwork, IPAddress | None
     return table, link, destination, gateway
 
 
-def _route(route: RouteReplace | RouteRemove) -> Wire:
+def _route(route: RouteReplace | RouteRemove) -> Message:
     gateway = None if route.gateway is None else route.gateway.packed
-    where = {"op": route.NAME, "table": route.table, "link": route.link}
+    where: Message = {"op": route.NAME, "table": route.table, "link": route.link}
     return {**where, **_network(route.destination), "gateway": gateway}
 
 
@@ -445,7 +454,7 @@ def marks_from_wire(fields: Fields, key: str) -> tuple[LinkMark, ...]:
     return tuple(marks)
 
 
-def marks_to_wire(marks: tuple[LinkMark, ...]) -> list[Wire]:
+def marks_to_wire(marks: tuple[LinkMark, ...]) -> list[Message]:
     """Return the maps that are sent and logged."""
     return [{"link": each.link, "mark": each.mark} for each in marks]
 
@@ -464,7 +473,7 @@ def _rule_fields(fields: Fields) -> tuple[int, IPNetwork, bool, int, bool, bool,
     )
 
 
-def _rule(rule: RuleAdd | RuleRemove) -> Wire:
-    where = {"op": rule.NAME, "priority": rule.priority, **_network(rule.selector)}
+def _rule(rule: RuleAdd | RuleRemove) -> Message:
+    where: Message = {"op": rule.NAME, "priority": rule.priority, **_network(rule.selector)}
     flags = {"to": rule.to, "table": rule.table, "suppress": rule.suppress, "local": rule.local}
     return {**where, **flags, "mark": rule.mark, "mask": rule.mask}

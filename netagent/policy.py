@@ -99,7 +99,7 @@ def check_link_mtu(op: LinkMtu, view: View) -> Undo:
     """Accept an MTU with which IPv6 stays enabled on the link."""
     if op.mtu < IPV6_MIN_MTU:
         raise Refusal(f"an MTU below {IPV6_MIN_MTU} takes IPv6 off the link (RFC 8200, section 5)")
-    return LinkMtu(op.link, view.links[op.link].mtu)
+    return op.inverse(view.links[op.link].mtu)
 
 
 def allow_addresses(network: IPNetwork) -> str:
@@ -213,7 +213,7 @@ def check_edges(op: AddressAdd, view: View) -> None:
     address as for this host's own (the subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
-    near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
+    near = [network, *(subnet for subnet, _ in view.subnets.around(single(ip)))]
     if any(claims.is_edge(ip, each) for each in near):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
     if network.prefixlen >= network.max_prefixlen - 1:
@@ -327,8 +327,8 @@ def check_route_replace(op: RouteReplace, view: View) -> Undo:
         check_room(view)
     view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway, changed=True))
     if existing is None:
-        return op.inverse()
-    return RouteReplace(op.table, existing.link, op.destination, existing.gateway)
+        return op.inverse(None)
+    return op.inverse(RouteReplace(op.table, existing.link, op.destination, existing.gateway))
 
 
 def check_local_range(op: RouteReplace, view: View) -> None:
@@ -337,7 +337,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
     check_claim(op.link, network, network, view)
-    if limit := claims.range_limit(network, view.near.overlapping(op.link, network)):
+    if limit := claims.range_limit(network, view.subnets.overlapping(op.link, network)):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
@@ -394,7 +394,7 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
             return
     elif is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
-    if rival := claims.rival(network, link, found, view.near.containing(link, network)):
+    if rival := claims.rival(network, link, found, view.subnets.containing(link, network)):
         raise _routed_elsewhere(network, network, rival, view)
 
 
@@ -442,7 +442,7 @@ def check_route_remove(op: RouteRemove, view: View) -> Undo:
 
 def check_rule_add(op: RuleAdd, view: View) -> Undo:
     """Accept a rule that looks up a link's table for addresses or the mark of that link, and the rule for main."""
-    low = view.settings.priority
+    low = view.settings.rule_priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
     if not view.local_comes_first(op.selector.version):
@@ -451,7 +451,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:
-        link = claims.link_of_table(op.table, view.settings.table_base)
+        link = claims.link_of_table(op.table, view.settings.route_table_base)
         check_link(link, view)
         if not may_select(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
@@ -483,7 +483,7 @@ def needs_main(table: int, suppress: bool) -> bool:
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule with a mark that the table `cloud_network` does not set for the rule's link."""
-    link, mask = op.table - view.settings.table_base, view.settings.mark_mask
+    link, mask = op.table - view.settings.route_table_base, view.settings.mark_mask
     check_link(link, view)
     if op.selector.prefixlen or op.to or op.local:
         raise Refusal("a rule for a mark has no source, no destination and no iif")
@@ -504,7 +504,7 @@ def check_other_use(mark: int, view: View) -> None:
 
 def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     """Accept marks of links of the cloud, each inside MarkMask= and each once."""
-    if not view.settings.forwarded_replies:
+    if not view.settings.sets_marks:
         raise Refusal("ForwardedReplies= is off", allow='[Network] ForwardedReplies="mark"')
     if view.marks is None:
         restart = "systemctl restart cloud-network-netagent"
@@ -518,7 +518,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
         raise Refusal("a link or a mark twice")
     before, view.marks = view.marks, op.marks
-    return ForwardedReplies(before)
+    return op.inverse(before)
 
 
 def may_select(rule: RuleAdd, link: int, view: View) -> bool:
@@ -555,7 +555,7 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
         return bool(given) and all(other == link for other in given)
     if any(view.is_cloud(holder) for holder in holders):
         return False
-    around = {other for subnet, other in view.subnets.containing(network) if view.is_cloud(other)}
+    around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(holder) for holder in holders) and claims.within(network, claims.PRIVATE)
     if around != {link}:
         return False

@@ -31,6 +31,7 @@ from .operations import (
     operation_from_wire,
 )
 from .operations import Malformed as Malformed
+from .operations import Message as Message
 
 VERSION = 4
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
@@ -50,8 +51,8 @@ SO_PEERCRED shows uid 0 for root of any user namespace that maps it. But the ker
 CAP_SYS_ADMIN over this host's process numbers claim to be process 1 (net/core/scm.c), so these credentials
 distinguish root of this host from root of a container.
 """
-Message = dict[str, Any]
-"""A map as msgpack decodes or encodes it."""
+Decoded = Mapping[str, Any]
+"""An answer as msgpack decodes it, of unchecked values."""
 
 
 class Verdict(StrEnum):
@@ -180,7 +181,7 @@ class Refused:
         return _without_none(details)
 
     @classmethod
-    def from_wire(cls, value: Mapping[str, Any]) -> Refused:
+    def from_wire(cls, value: Decoded) -> Refused:
         """Read a refusal from an answer."""
         return cls(
             reason=value["reason"],
@@ -221,12 +222,14 @@ class StatusAnswer:
     def to_wire(self) -> Message:
         """Return the answer that is sent."""
         marks = None if self.marks is None else marks_to_wire(self.marks)
-        owned = [{"link": link, "address": ip.packed} for link, ip in sorted(self.owned, key=str)[:MAX_OPS]]
-        where = {"sequence": self.sequence, "head": self.head, "marks": marks, "owned": owned}
+        owned: list[Message] = [
+            {"link": link, "address": ip.packed} for link, ip in sorted(self.owned, key=str)[:MAX_OPS]
+        ]
+        where: Message = {"sequence": self.sequence, "head": self.head, "marks": marks, "owned": owned}
         return {"verdict": Verdict.OK.value, "open": self.open, **where}
 
     @classmethod
-    def from_wire(cls, value: Mapping[str, Any]) -> StatusAnswer:
+    def from_wire(cls, value: Decoded) -> StatusAnswer:
         """Read the answer to `status`. Raises Malformed."""
         marks = None
         if value.get("marks") is not None:
@@ -248,7 +251,7 @@ class CheckAnswer:
         return {"verdict": Verdict.OK.value, "refused": self.refused, "refusals": shown}
 
     @classmethod
-    def from_wire(cls, value: Mapping[str, Any]) -> CheckAnswer:
+    def from_wire(cls, value: Decoded) -> CheckAnswer:
         """Read the answer to `check`."""
         return cls(value["refused"], tuple(map(Refused.from_wire, value["refusals"])))
 
@@ -268,10 +271,9 @@ class Remaining:
 
 def _not_undone(remaining: tuple[Remaining, ...]) -> Message:
     """Return the first MAX_REMAINING operations, and the number of the others. The audit log has all."""
-    message: Message = {"not_undone": [each.to_wire() for each in remaining[:MAX_REMAINING]]}
-    if len(remaining) > MAX_REMAINING:
-        message["not_undone_more"] = len(remaining) - MAX_REMAINING
-    return message
+    first = {"not_undone": [each.to_wire() for each in remaining[:MAX_REMAINING]]}
+    more = len(remaining) - MAX_REMAINING
+    return {**first, "not_undone_more": more} if more > 0 else first
 
 
 @dataclass(frozen=True, slots=True)

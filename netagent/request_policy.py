@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from . import claims
-from .claims import NetworkIndex, single
+from .claims import single
+from .network_index import NetworkIndex
 from .operations import (
     EVERYTHING,
     AddressAdd,
@@ -153,7 +154,7 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
     mask = view.settings.mark_mask
     marks = set(view.marks)
     for key in view.rules:
-        link = key.table - view.settings.table_base
+        link = key.table - view.settings.route_table_base
         if (
             key.mask == mask
             and is_managed(link, view)

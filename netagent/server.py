@@ -7,6 +7,7 @@ always belongs to the connected client. Requests, time, memory and audit lines a
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from . import protocol, request_policy, sandbox, settings
 from .audit import OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
 from .kernel import Kernel
+from .keys import AuditFailure
 from .ledger import Ledger
 from .operations import ForwardedReplies, IPAddress, Malformed, Operation
 from .protocol import (
@@ -121,7 +123,7 @@ class Server:
         return HelloAnswer(Verdict.OK if same else Verdict.REFUSED, protocol.VERSION)
 
     def _status(self, _: Status) -> Answer:
-        marks = self._kernel.marks() if self._settings.forwarded_replies else None
+        marks = self._kernel.marks() if self._settings.sets_marks else None
         owned = frozenset() if protocol.MARKS_ADDRESSES else self._ledger.entry.owned
         return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks, owned)
 
@@ -170,8 +172,8 @@ class Server:
         ops, remaining = removals(self._view())
         if not self._may_log(_bulk(ops) + 2 * len(remaining)):
             return self._over_budget(request)
-        started = {"verdict": "started", "removals": len(ops), "not_undone": _to_wire(remaining)}
-        self._log({**request.to_wire(), **started})
+        started = {**request.to_wire(), "verdict": "started", "removals": len(ops)}
+        self._log(started, remaining=remaining)
         parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)] or [[]]
         done = 0
         for number, part in enumerate(parts, 1):
@@ -192,7 +194,7 @@ class Server:
             rules=tuple(kernel.rules()),
             routers=kernel.routers(),
             static_neighbours=kernel.static_neighbours(),
-            marks=kernel.marks() if self._settings.forwarded_replies else None,
+            marks=kernel.marks() if self._settings.sets_marks else None,
             nexthops=tuple(kernel.nexthop_hops()),
         )
         known = Known(self._resolvers(), entry.owned, frozenset(entry.gateways))
@@ -213,8 +215,8 @@ class Server:
         if request is None:
             return ()
         remaining = self._transaction.roll_back()
-        entry = {"request": "rollback", "id": request, "reason": reason, "not_undone": _to_wire(remaining)}
-        self._log({**entry, "verdict": Verdict.ROLLED_BACK.value}, must=False)
+        entry = {"request": "rollback", "id": request, "reason": reason, "verdict": Verdict.ROLLED_BACK.value}
+        self._log(entry, remaining=remaining, must=False)
         return remaining
 
     def _roll_back_overdue(self) -> None:
@@ -253,27 +255,36 @@ class Server:
         ops: Sequence[Operation],
         errnos: Sequence[int | None],
         began: float,
-        more: Mapping[str, Any] | None = None,
+        more: Message | None = None,
     ) -> None:
         """Log a change with the errno of each operation."""
-        said = {key: value for key, value in answer.to_wire().items() if key not in ("errnos", "not_undone_more")}
-        if isinstance(answer, Failed):
-            said["not_undone"] = _to_wire(answer.remaining)
+        elsewhere = ("errnos", "not_undone", "not_undone_more")
+        said = {key: value for key, value in answer.to_wire().items() if key not in elsewhere}
+        remaining = answer.remaining if isinstance(answer, Failed) else None
         done = [{**op.to_wire(), "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
         duration = {"duration_us": int((monotonic() - began) * 1e6)}
-        self._log({**_without_ops(request), **said, **duration, **(more or {})}, done)
+        self._log({**_without_ops(request), **said, **duration, **(more or {})}, done, remaining)
 
-    def _log(self, entry: Mapping[str, Any], ops: Sequence[Message] = (), *, must: bool = True) -> None:
+    def _log(
+        self,
+        entry: Message,
+        ops: Sequence[Message] = (),
+        remaining: Sequence[Remaining] | None = None,
+        *,
+        must: bool = True,
+    ) -> None:
         """Write audit lines. Raises AuditError if that fails, unless `must` is False or AuditFailure= is `continue`."""
         counts = {"refusals_not_logged": self._unlogged, "checks": self._checks}
         peer = None if self._peer is None else self._peer.to_log()
         try:
-            self._audit.write({"peer": peer, **entry, **{key: n for key, n in counts.items() if n}}, ops)
+            counted = {"peer": peer, **entry, **{key: n for key, n in counts.items() if n}}
+            left = None if remaining is None else [each.to_wire() for each in remaining]
+            self._audit.write(counted, ops, left)
             self._unlogged = self._checks = 0
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
             sandbox.say(reason)
-            if must and not self._settings.continue_unaudited:
+            if must and self._settings.audit_failure is AuditFailure.REFUSE:
                 raise AuditError(reason) from None
 
     # The loop.
@@ -297,7 +308,7 @@ class Server:
         """Without ForwardedReplies="mark", remove the table if it may exist, and close the socket to nfnetlink."""
         kernel = self._kernel
         kernel.mark_mask = self._settings.mark_mask
-        if self._settings.forwarded_replies:
+        if self._settings.sets_marks:
             if kernel.netfilter is None and self._is_activated:
                 sandbox.say('ForwardedReplies="mark": ending, to be started again with a socket to nfnetlink')
                 raise Stop
@@ -314,7 +325,7 @@ class Server:
         kernel.netfilter.close()
         kernel.netfilter = None
 
-    def run(self, listener_socket: Any, fetcher_uid: int, idle: float) -> None:
+    def run(self, listener_socket: socket.socket, fetcher_uid: int, idle: float) -> None:
         """Serve until SIGTERM or SIGINT, or until no client has come for `idle` seconds and all budgets are full."""
         self._is_activated = idle < float("inf")
         listener = Listener(listener_socket, fetcher_uid, self._refuse_peer)
@@ -422,11 +433,6 @@ def _without_ops(request: Request) -> Message:
     if isinstance(request, Apply | Check):
         request = replace(request, ops=())
     return {key: value for key, value in request.to_wire().items() if key != "ops"}
-
-
-def _to_wire(remaining: Sequence[Remaining]) -> list[Message]:
-    """Return all operations that were not undone, for the audit log."""
-    return [each.to_wire() for each in remaining]
 
 
 def _bulk(ops: Sequence[Operation]) -> int:

@@ -40,9 +40,9 @@ from .operations import (
 )
 from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
 from .protocol import Remaining
-from .removal import AddressCounts, foreign_dependents, losable, lost_with_link
+from .removal import AddressCounts, foreign_dependents, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
-from .view import Owned, View, rule_key, uses_ifa_proto
+from .view import Owned, OwnRoute, View, rule_key, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
@@ -248,18 +248,15 @@ class _Others:
         there = {index: link.identity for index, link in view.links.items()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
         addresses, routes = view.snapshot.addresses, view.snapshot.routes
-        foreign = [route for route in routes if not route.is_owned]
-        self._static_neighbours = view.static_neighbours
+        self._foreign = [route for route in routes if not route.is_owned]
         self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
         self._left = {(each.link, each.interface): each for each in by_peer}
         self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
         for each in addresses:
             self._holders[each.ip].add((each.link, each.prefix))
-        self._own_routes = {place: route.link for place, route in view.own_routes.items()}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
-        self._foreign, self._losable = foreign, losable(foreign, addresses)
-        made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
+        made = (route for route in self._foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
         self._places = {(route.table, route.destination) for route in made}
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
         for each in addresses:
@@ -284,7 +281,7 @@ class _Others:
             case LinkDown():
                 if state := lost_with_link(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it"
-                if {(op.link, 4), (op.link, 6)} & self._static_neighbours:
+                if {(op.link, 4), (op.link, 6)} & self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
@@ -304,7 +301,7 @@ class _Others:
                 routes = [route for route in self._foreign if route.destination.version == 6]
                 if state := lost_with_link(op.link, self._left.values(), routes):
                     return f"{state} depends on it"
-                if (op.link, 6) in self._static_neighbours:
+                if (op.link, 6) in self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
         return None
 
@@ -341,19 +338,20 @@ class _Others:
 
     def exact(self, op: Undo) -> Undo:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
-        if isinstance(op, RouteRemove):
-            self._own_routes.pop((op.table, op.destination), None)
+        own = self._view.own_routes
+        if isinstance(op, RouteRemove) and (op.table, op.destination) in own:
+            self._view.remove_route(op.table, op.destination)
         if not isinstance(op, RouteReplace):
             return op
-        is_new = (op.table, op.destination) not in self._own_routes
-        self._own_routes[op.table, op.destination] = op.link
+        is_new = (op.table, op.destination) not in own
+        self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
         return _adding(op) if is_new else op
 
     def _dependent(self, address: Address) -> str | None:
         """Return a description of an object that the kernel would remove with an owned address, or None."""
-        route = foreign_dependents(address, self._counts, self._losable)
+        route = foreign_dependents(address, self._counts, self._view.losable_routes)
         last = address.ip.version == 4 and self._counts.is_last(address)
-        if last and (address.link, 4) in self._static_neighbours:
+        if last and (address.link, 4) in self._view.static_neighbours:
             return "static neighbour entries of the link depend on it"
         if last and (kept := self._own_route(address.link)):
             return f"the route to {kept} depends on it and stays"
@@ -368,8 +366,9 @@ class _Others:
 
     def _own_route(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""
-        places = (place for place, on in self._own_routes.items() if on == link)
-        return next((destination for _, destination in places if destination.version == 4), None)
+        routes = self._view.own_routes.items()
+        found = (network for (_, network), route in routes if route.link == link and network.version == 4)
+        return next(found, None)
 
     def _forget(self, address: Address) -> None:
         """Count an owned address as removed."""
@@ -418,6 +417,6 @@ def _owned(view: View) -> list[Operation]:
     ]
     addresses = [address for address in view.addresses.values() if view.owns(address)]
     found += [AddressRemove(address.link, address.interface) for address in reversed(addresses)]
-    if view.settings.forwarded_replies and view.marks is not None:
+    if view.settings.sets_marks and view.marks is not None:
         found.append(ForwardedReplies(()))
     return found

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from . import claims, rtnetlink
-from .claims import HostRoute, NetworkIndex, NetworksByLink, contains, is_link_local, is_single, single
+from .claims import HostRoute, contains, is_link_local, is_single, single
+from .network_index import NetworkIndex, NetworksByLink
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
@@ -101,9 +102,8 @@ class View:
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
         self._peers = {address.peer for address in snapshot.addresses if address.peer is not None}
         self.held = NetworksByLink()  # each address of a link, as /32 or /128
-        self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
+        self.subnets = NetworksByLink()  # networks of addresses and of on-link routes in main
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # from DHCP, a router or an operator, by link
-        self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
@@ -203,7 +203,7 @@ class View:
         if learned:
             self.learned[hop.link].add(route.destination)
         if learned or self.is_cloud(hop.link):
-            self._add_subnet(hop.link, route.destination)
+            self.subnets.add(hop.link, route.destination)
             if not self._is_connected(route, hop):
                 self._static_networks.add((hop.link, route.destination))
         if route.protocol == rtnetlink.RTPROT_KERNEL:
@@ -279,7 +279,7 @@ class View:
 
         These are private networks, metadata servers and subnets of the cloud's links.
         """
-        near = any(self.is_cloud(link) for _, link in self.subnets.containing(network))
+        near = any(self.is_cloud(link) for _, link in self.subnets.around(network))
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
     def _host_route(self, route: Route, hop: NextHop) -> HostRoute:
@@ -360,7 +360,7 @@ class View:
         if network is not None:
             self._subnet_addresses[address.link, network][address.ip] = address
             self._connected[address.link, network] += not address.flags & IFA_F_NOPREFIXROUTE
-            self._add_subnet(address.link, network)
+            self.subnets.add(address.link, network)
 
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
@@ -382,8 +382,7 @@ class View:
         self._connected[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
         stays = network in self.learned[address.link] or (address.link, network) in self._static_networks
         if not same and not stays:
-            self.subnets.discard(network, address.link)
-            self.near.discard(address.link, network)
+            self.subnets.discard(address.link, network)
 
     def has_addresses(self, link: int, version: int) -> bool:
         """Return True if the link has an address of this family."""
@@ -452,22 +451,17 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        others = {other for _, other in self.subnets.containing(network) if self._connected[other, network]}
+        others = {other for _, other in self.subnets.around(network) if self._connected[other, network]}
         in_main = (route for route in self._foreign.exactly(network) if route.table == TABLE_MAIN)
         others |= {hop.link for route in in_main for hop in route.hops}
         return any(other != link and self.is_cloud(other) for other in others)
 
     def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
         """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
-        yield from (other for _, other in self.near.elsewhere(link, network))
+        yield from (other for _, other in self.subnets.elsewhere(link, network))
         for _, route in self._foreign.overlapping(network):
             if route.destination.prefixlen:
                 yield from (hop.link for hop in route.hops if hop.link != link and self._is_on_link(route, hop))
-
-    def _add_subnet(self, link: int, network: IPNetwork) -> None:
-        if not self.near.has(link, network):
-            self.near.add(link, network)
-            self.subnets.add(network, link)
 
     def entries(self, link: int, ip: IPAddress) -> list[Address]:
         """Return all entries of an address on the link, which may have several prefix lengths."""
@@ -489,16 +483,16 @@ class View:
 
     def own_tables(self, link: int) -> tuple[int, int]:
         """Return the numbers of the link's two tables."""
-        return claims.tables(link, self.settings.table_base)
+        return claims.tables(link, self.settings.route_table_base)
 
     def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield the on-link networks that overlap `network`: by the link's addresses, main and the link's tables."""
-        yield from self.near.overlapping(link, network)
+        yield from self.subnets.overlapping(link, network)
         yield from self._own_on_link.overlapping(link, network)
 
     def around(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield those on-link networks that are or contain `network`."""
-        yield from self.near.containing(link, network)
+        yield from self.subnets.containing(link, network)
         yield from self._own_on_link.containing(link, network)
 
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
@@ -511,11 +505,11 @@ class View:
         An on-link route of cloud-network alone is no evidence: a client can make it for any private network.
         """
         shared = (each for each in self._own_on_link.containing(link, network) if each in self._learned_by_cloud)
-        return any(each != network for each in (*self.near.containing(link, network), *shared))
+        return any(each != network for each in (*self.subnets.containing(link, network), *shared))
 
     def is_near(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link by an address or main, without the link's tables."""
-        return any(True for _ in self.near.containing(link, network))
+        return any(True for _ in self.subnets.containing(link, network))
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
@@ -555,7 +549,7 @@ class View:
 
     def nested_elsewhere(self, link: int, network: IPNetwork) -> IPNetwork | None:
         """Return a subnet of another link of the cloud that contains `network` or lies in it."""
-        found = self.near.elsewhere(link, network)
+        found = self.subnets.elsewhere(link, network)
         return claims.nested(network, (each for each, other in found if self.is_cloud(other)))
 
     def _allowed(self, gateways: Iterable[IPAddress]) -> Iterator[IPAddress]:
@@ -567,7 +561,7 @@ class View:
             return "a resolver"
         if ip in self.gateways or ip in self.known.former_gateways:
             return "a gateway"
-        for subnet, link in self.subnets.at(ip):
+        for subnet, link in self.subnets.around(single(ip)):
             if subnet in self.learned[link] and ip == self._gateway_to_be(link, subnet):
                 return f"the gateway of {subnet} by convention"
         return None
@@ -591,7 +585,7 @@ class View:
 
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
         """Return a resolver inside `network`, or a gateway there of links that do not have this subnet."""
-        sharing = {other for each, other in self.subnets.containing(network) if each == network} | {link}
+        sharing = {other for each, other in self.subnets.around(network) if each == network} | {link}
         for ip, links in self.gateways.items():
             others = {other for other in links - sharing if (other, network) not in self._subnets_before}
             if others and contains(network, single(ip)):
@@ -667,7 +661,7 @@ class View:
 
     def local_comes_first(self, version: int) -> bool:
         """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""
-        return self._is_effective(self._local_rules[version], version, self.settings.priority)
+        return self._is_effective(self._local_rules[version], version, self.settings.rule_priority)
 
     def _is_effective(self, rules: Iterable[int], version: int, priority: int) -> bool:
         """Return True if the kernel tries one of these rules for every packet that reaches `priority`.

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgpack
 import pytest
 from cloud_network.netagent import protocol
+from cloud_network.netagent.operations import Value
 
 from tests.system.netagent.test_upgrade import BEFORE
 from tests.system.netagent.wire import address
@@ -43,7 +44,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
         yield guest
 
 
-def ask(guest: Guest, **message: object) -> object:
+def ask(guest: Guest, **message: Value) -> object:
     """Ask netagent as the fetcher's user."""
     frame = protocol.encode(message).hex()
     answer = guest.run("python3", "-c", ASK, frame, "0", user="cloud-network")
@@ -62,7 +63,12 @@ def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: VirtualMach
     nic = guest.lab.nics[1]
     unused = nic.subnet.rpartition(".")[0] + ".222"
     links = {link["address"]: link["ifindex"] for link in json.loads(guest.run("ip", "-json", "link"))}
-    change = {"request": "apply", "id": "open", "ops": [address(links[nic.mac], unused)], "confirm_within": 600}
+    change: protocol.Message = {
+        "request": "apply",
+        "id": "open",
+        "ops": [address(links[nic.mac], unused)],
+        "confirm_within": 600,
+    }
     frame = protocol.encode(change).hex()
     guest.run("tee", f"{TOOLS}/ask.py", stdin=ASK)
     command = ["python3", f"{TOOLS}/ask.py", frame, "600"]

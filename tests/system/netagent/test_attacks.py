@@ -273,7 +273,14 @@ def test_many_refusals_do_not_exceed_the_rotated_log_size(lab: Lab) -> None:
         with file.open("wb") as made:
             made.truncate(MAX_FILE)
         os.chown(file, uid, uid)
-    op = {"op": "route_remove", "table": 10002, "link": 1, "address": bytes(16), "prefix": 0, "gateway": bytes(16)}
+    op: protocol.Message = {
+        "op": "route_remove",
+        "table": 10002,
+        "link": 1,
+        "address": bytes(16),
+        "prefix": 0,
+        "gateway": bytes(16),
+    }
     frame = protocol.encode({"request": "apply", "id": "x" * 64, "ops": [op] * 4096, "confirm_within": 0})
     before = len(audit_lines(lab))
     for _ in range(2):
@@ -367,7 +374,7 @@ def test_replayed_request_changes_nothing(lab: Lab) -> None:
     add = protocol.encode({"request": "apply", "id": "one", "ops": [address(link, "10.0.2.77")], "confirm_within": 60})
     confirm = protocol.encode({"request": "confirm", "id": "one"})
     rollback = protocol.encode({"request": "rollback", "id": "one"})
-    gone = {"request": "apply", "id": "two", "ops": [address(link, "10.0.2.77/32", "address_remove")]}
+    gone: protocol.Message = {"request": "apply", "id": "two", "ops": [address(link, "10.0.2.77/32", "address_remove")]}
     remove = protocol.encode({**gone, "confirm_within": 0})
 
     def send(wire: Wire, *frames: bytes) -> list[str]:

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 from cloud_network.netagent import audit
 from cloud_network.netagent.operations import RuleRemove
-from cloud_network.netagent.protocol import MAX_FRAME, MAX_OPS, MAX_REMAINING, Done, Failed, Remaining, Verdict, encode
+from cloud_network.netagent.protocol import (
+    HEADER,
+    MAX_FRAME,
+    MAX_OPS,
+    MAX_REMAINING,
+    Done,
+    Failed,
+    Remaining,
+    Verdict,
+    decode,
+    encode,
+)
 
 Lines = list[str]
 CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl", "audit"]
@@ -110,8 +121,8 @@ def test_large_requests_are_logged_whole_in_journal_sized_lines(
     left = Remaining(
         op, "the route to 255.255.255.128/25 in table 1000000000 depends on it; cloud-network did not add it", None
     )
-    entry = {"request": "rollback", "id": "x" * 64, "not_undone": [left.to_wire()] * remaining, "verdict": "v"}
-    audit.Audit(path, "0" * 36).write(entry, [{**op.to_wire(), "errno": 0}] * ops)
+    entry = {"request": "rollback", "id": "x" * 64, "verdict": "v"}
+    audit.Audit(path, "0" * 36).write(entry, [{**op.to_wire(), "errno": 0}] * ops, [left.to_wire()] * remaining)
     text = path.read_text().splitlines()
     found = [json.loads(line) for line in text]
     assert len(found) == lines
@@ -160,8 +171,9 @@ def test_answer_fits_a_frame_even_if_much_was_not_undone() -> None:
     remaining = (Remaining(op, "x" * 200),) * MAX_OPS
     rolled_back = Done(Verdict.ROLLED_BACK, remaining=remaining)
     for answer in (rolled_back, Failed(0, (None,) * MAX_OPS, "x" * 200, remaining)):
-        message = answer.to_wire()
-        assert len(encode(message)) < MAX_FRAME
+        frame = encode(answer.to_wire())
+        message = decode(frame[HEADER.size :])
+        assert len(frame) < MAX_FRAME
         assert (len(message["not_undone"]), message["not_undone_more"]) == (MAX_REMAINING, MAX_OPS - MAX_REMAINING)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -21,13 +22,18 @@ from tests.system.netagent.wire import CONFIG, address, ifindex, kernel_state, m
 
 Ops = list[dict[str, Any]]
 METADATA, RESOLVER, ELSEWHERE = "169.254.169.254", "10.0.0.2", "10.0.77.7"
-RESOLVER2 = "10.0.4.3"
+RESOLVER2, BEHIND_STUB = "10.0.4.3", "10.0.4.4"
+SERVERS = ("100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "fd00:42::42", "fd00:c1::a9fe:a9fe")
+"""Metadata servers of other clouds in private networks, which a link may claim otherwise."""
+HOPS = tuple(f"10.0.1.{host}" for host in (101, 102, 103, 104))
+"""Gateways of an operator's routes: both of a multipath route, of another table, and of a nexthop object."""
 NEIGHBOUR0, NEIGHBOUR1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
 BESIDE0_6, BESIDE1_6 = "fe80::ace0", "fe80::ace1"
 BEYOND, BEYOND6 = "198.51.100.10", "2001:db8:ffff::10"
 CLAIMED = (
     *(METADATA, RESOLVER, ELSEWHERE, "10.0.1.222", "10.0.2.221", "10.0.2.253", "10.50.0.7", "10.50.0.200"),
     *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7", RESOLVER2, "10.99.0.7", "10.99.1.7", "fd00:abc::1"),
+    *(BEHIND_STUB, *SERVERS, *HOPS),
 )
 """Addresses for which both neighbours, working with the attacker, answer ARP and neighbour discovery."""
 MINE, MINE6 = "10.0.1.10", "fd00:1::10"
@@ -46,6 +52,8 @@ def lab() -> Iterator[Lab]:
             )
             namespace.batch([f"address add {each}/{128 if ':' in each else 32} dev eth0" for each in CLAIMED])
         lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\nnameserver {RESOLVER2}\n")
+        lab.path("/run/systemd/resolve").mkdir(parents=True)
+        lab.path("/run/systemd/resolve/resolv.conf").write_text(f"nameserver {BEHIND_STUB}\n")
         _add_vpn(lab)
         start(lab)
         _add_ipv6(lab)
@@ -53,8 +61,8 @@ def lab() -> Iterator[Lab]:
 
 
 def _add_vpn(lab: Lab) -> None:
-    """Add routes of other programs: a VPN, a CNI through another host of the subnet, a blackhole, and two through the
-    gateway.
+    """Add routes of other programs: a VPN, a CNI through another host of the subnet, a blackhole, two through the
+    gateway, and those through HOPS.
     """
     [vpn] = lab.namespaces.open({"name": "vpn", "sysctl": {}})
     lab.batch(
@@ -69,6 +77,9 @@ def _add_vpn(lab: Lab) -> None:
             "route add blackhole 10.70.0.0/24",
             f"route add 10.99.0.0/24 via 10.0.1.1 dev {PRIMARY} metric 100",
             f"route add 10.99.1.7/32 via 10.0.1.1 dev {PRIMARY}",
+            f"route add 192.168.99.0/24 nexthop via {HOPS[0]} nexthop via {HOPS[1]}",
+            f"route add 192.168.99.0/24 via {HOPS[2]} table 100",
+            f"nexthop add id 7 via {HOPS[3]} dev {PRIMARY}",
         ]
     )
     vpn.batch(["link set eth0 up", "address add 10.50.0.7/24 dev eth0", "address add 10.50.0.200/24 dev eth0"])
@@ -135,6 +146,11 @@ def quiet(link: Any, text: str) -> dict[str, Any]:
 
 def own(link: Any, text: str) -> dict[str, Any]:
     return address(link, text)
+
+
+def around(text: str) -> dict[str, Any]:
+    """Return the address of the secondary after `text`, with a subnet that contains both."""
+    return own(SECONDARY, f"{ip_address(text) + 1}/{64 if ':' in text else 24}")
 
 
 def steps(link: str, text: str, **more: Any) -> Ops:
@@ -246,7 +262,18 @@ ATTACKS = {
     "the resolver's subnet on the secondary": Attack([own(SECONDARY, "10.0.0.9/24")], RESOLVER),
     "two addresses with the resolver's": Attack([own(SECONDARY, "10.0.0.3/31")], RESOLVER),
     "the resolver as a broadcast address": Attack([quiet(SECONDARY, "10.0.4.1/30")], RESOLVER2),
-    "half of the primary's subnet as a range": Attack([local(PRIMARY, "10.0.1.128/25")], "10.0.1.222"),
+    "half of the secondary's subnet as a range": Attack(
+        [own(SECONDARY, "10.0.2.10/24"), local(SECONDARY, "10.0.2.128/25")], "10.0.2.221"
+    ),
+    # 6: addresses of gateways, resolvers and metadata servers: the host would answer itself
+    **{f"the gateway {hop}": Attack([own(SECONDARY, f"{hop}/32")], hop) for hop in HOPS},
+    "a range with a gateway of a multipath route": Attack([local(PRIMARY, f"{HOPS[1]}/32")], HOPS[1]),
+    "the resolver behind a stub": Attack([own(SECONDARY, f"{BEHIND_STUB}/32")], BEHIND_STUB),
+    **{
+        f"the metadata server {each}": Attack([own(SECONDARY, f"{each}/{128 if ':' in each else 32}")], each)
+        for each in SERVERS
+    },
+    **{f"around the metadata server {each}": Attack([around(each)], each) for each in SERVERS},
 }
 
 

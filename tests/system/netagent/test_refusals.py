@@ -43,6 +43,8 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "unspecified": (lambda on: [address(on.secondary, "0.0.0.0")], "loopback, link-local, multicast, reserved"),
     "IPv6 loopback": (lambda on: [address(on.secondary, "::1/128")], "loopback"),
     "IPv6 link-local": (lambda on: [address(on.secondary, "fe80::1/64")], "link-local"),
+    "a subnet that is too wide": (lambda on: [address(on.secondary, "10.200.0.5/15")], "wider than /16"),
+    "an IPv6 subnet that is too wide": (lambda on: [address(on.secondary, "fd77::5/43")], "wider than /44"),
     "the broadcast address of a subnet": (lambda on: [address(on.secondary, "10.0.2.255/24")], "broadcast"),
     "a /0": (lambda on: [address(on.secondary, "10.0.2.10/0")], "loopback"),
     "a /0 without its route": (lambda on: [{**address(on.secondary, "10.0.2.10/0"), "route": False}], "loopback"),
@@ -100,6 +102,12 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         lambda on: [route(on.secondary, "10.0.1.0/28", table=255)],
         "overlaps a subnet of eth1",
     ),
+    "a range that is too wide": (lambda on: [route(on.secondary, "10.64.0.0/19", table=255)], "wider than /20"),
+    "half of the subnet as a range": (
+        lambda on: [route(on.primary, "10.0.1.128/25", table=255)],
+        "more than a quarter of 10.0.1.0/24",
+    ),
+    "an IPv6 range that is too wide": (lambda on: [route(on.secondary, "fd77::/63", table=255)], "wider than /64"),
     "a local route over public addresses": (
         lambda on: [route(on.secondary, "8.8.8.0/24", table=255)],
         "neither private",
@@ -244,7 +252,7 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
     [
         ("AllowKinds = [veth]", "not TOML"),
         ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
-        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' does not appear to be"),
+        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' is not an address or prefix"),
         ('AllowKinds = "veth"\nAllowKinds = "bridge"', "not TOML"),
     ],
 )

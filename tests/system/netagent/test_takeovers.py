@@ -6,7 +6,7 @@ The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is
 from __future__ import annotations
 
 import json
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -215,6 +215,7 @@ RIVALS = {
     "host-gw": ["route add 10.50.0.0/24 via 10.0.1.77"],
     "blackhole": ["route add blackhole 10.50.0.0/24"],
     "multipath": ["route add 10.50.0.0/24 nexthop via 10.0.1.77 nexthop via 10.0.1.78"],
+    "second next hop": ["route add 10.50.0.0/24 nexthop via 10.0.1.1 nexthop via 10.0.1.78"],
 }
 
 
@@ -466,13 +467,15 @@ def test_an_invented_subnet_takes_over_no_other(lab: Lab, text: str, connected: 
     assert refused(lab, {**address(ifindex(lab, "eth0"), text), "route": connected})
 
 
-def test_a_rule_does_not_outlive_its_address(lab: Lab) -> None:
+@pytest.mark.parametrize("text", ["10.0.2.10/24", "fd00:2::10/64", "fd00:2::10/128"])
+def test_a_rule_does_not_outlive_its_address(lab: Lab, text: str) -> None:
     on = ifindex(lab, "eth0")
+    from_it = rule(str(ip_network(ip_interface(text).ip)), 9999 + on)
     with Wire(lab) as wire:
-        assert wire.apply(address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on))["verdict"] == "applied"
-        gone = address(on, "10.0.2.10/24", "address_remove")
+        assert wire.apply(address(on, text), from_it)["verdict"] == "applied"
+        gone = address(on, text, "address_remove")
         assert "depends on it" in wire.apply(gone)["reason"]
-        assert wire.apply(gone, rule("10.0.2.10", 9999 + on, op="rule_remove"))["verdict"] == "applied"
+        assert wire.apply(gone, {**from_it, "op": "rule_remove"})["verdict"] == "applied"
 
 
 # Limits, and a flush at the limits
@@ -529,9 +532,10 @@ def test_a_flush_removes_what_it_may_and_names_the_rest(lab: Lab) -> None:
     assert "10.0.2.60" in lab.run(["ip", "address"]).stdout
 
 
-def test_an_address_with_a_local_route_of_ours_is_refused(lab: Lab) -> None:
+@pytest.mark.parametrize("text", ["10.9.0.5/32", "fd00:9::5/128"])
+def test_an_address_with_a_local_route_of_ours_is_refused(lab: Lab, text: str) -> None:
     on = ifindex(lab, "eth0")
-    assert refused(lab, route(on, "10.9.0.5/32", table=255), address(on, "10.9.0.5/32"))
+    assert "in table local; remove it first" in refused(lab, route(on, text, table=255), address(on, text))
 
 
 def test_the_last_address_stays_while_foreign_routes_need_it(lab: Lab) -> None:
@@ -741,7 +745,13 @@ def test_later_gateways_push_no_former_gateway_out(lab: Lab) -> None:
     assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
 
 
-@pytest.mark.parametrize("text", ["fd00:42::42/128", "fd00:c1::a9fe:a9fe/128", "fd00:ec2::23/128", "168.63.129.16/32"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("fd00:42::42/128", "fd00:c1::a9fe:a9fe/128", "fd00:ec2::23/128", "fd20:ce::254/128"),
+        *("168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32"),
+    ],
+)
 def test_metadata_servers_are_no_links_address(lab: Lab, text: str) -> None:
     assert "metadata server" in refused(lab, address(ifindex(lab, "eth0"), text))
 
@@ -760,3 +770,36 @@ def test_a_rule_for_a_clouds_address_on_a_virtual_link(lab: Lab) -> None:
     lab.batch(["link add dummy0 type bridge", "link set dummy0 up", "address add 10.0.1.30/32 dev dummy0"])
     assert verdict(lab, rule("10.0.1.30", 9999 + ifindex(lab, "eth1"))) == "applied"
     assert refused(lab, rule("10.0.1.30", 9999 + ifindex(lab, "eth0")))
+
+
+def test_a_rule_for_an_address_on_lo(lab: Lab) -> None:
+    """In a subnet that the interface has not learned, only lo and dummies may have the address: only this host uses it.
+
+    Another virtual link, such as a bridge, may belong to a network of containers.
+    """
+    on = ifindex(lab, "eth0")
+    ops = [address(on, "10.0.2.10/24"), rule("10.0.2.40", 9999 + on)]
+    assert "no address or range" in refused(lab, *ops)
+    lab.batch(["address add 10.0.2.40/32 dev lo"])
+    assert verdict(lab, *ops) == "applied"
+    lab.batch(["link add br8 type bridge", "address add 10.0.2.40/32 dev br8"])
+    assert "no address or range" in refused(lab, *ops)
+
+
+def test_a_rule_for_an_address_on_lo_needs_one_interface(lab: Lab) -> None:
+    """If two interfaces have the subnet, neither is known to be the address's."""
+    on = ifindex(lab, "eth1")
+    lab.batch(["address add 10.0.1.30/32 dev lo"])
+    assert verdict(lab, rule("10.0.1.30", 9999 + on)) == "applied"
+    lab.batch(["address add 10.0.1.60/24 dev eth0 noprefixroute"])
+    for link in (on, ifindex(lab, "eth0")):
+        assert "no address or range" in refused(lab, rule("10.0.1.30", 9999 + link))
+
+
+def test_a_rule_for_a_public_address_on_lo_is_refused(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG + 'AllowAddresses = "203.0.113.0/24"\n')
+    start(lab)
+    on = ifindex(lab, "eth0")
+    lab.batch(["address add 203.0.113.40/32 dev lo"])
+    assert "no address or range" in refused(lab, address(on, "203.0.113.10/24"), rule("203.0.113.40", 9999 + on))

@@ -197,7 +197,7 @@ def test_odd_answer_is_an_error(path: str, answer: bytes, reason: str) -> None:
         (Netagent.flush, {"verdict": "applied", "not_undone": [{"op": "address_remove", "address": b"12345"}]}),
     ],
 )
-def test_incomplete_answer_is_an_error(path: str, ask: Callable[[Netagent], object], answer: dict[str, object]) -> None:
+def test_incomplete_answer_is_an_error(path: str, ask: Callable[[Netagent], object], answer: protocol.Message) -> None:
     hello = protocol.encode({"verdict": "ok", "version": protocol.VERSION})
     served = answering(path, hello, protocol.encode(answer))
     with served, Netagent(path) as agent, pytest.raises(NetagentError, match="cannot be read"):

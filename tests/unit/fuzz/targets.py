@@ -46,7 +46,7 @@ def decoded(kind: str) -> tuple[Any, ...]:
 
 KERNEL = view.Snapshot(decoded("link"), decoded("address"), decoded("route"), decoded("rule"), frozenset())
 NAMES: dict[int, str] = {link.index: link.name for link in KERNEL.links}
-SETTINGS = Settings(allow_kinds=frozenset({"veth"}), exclude=frozenset({"spare1"}))  # the far end of `spare`
+SETTINGS = Settings(allow_kinds=("veth",), exclude=("spare1",))  # the far end of `spare`
 KNOWN = view.Known(resolvers=frozenset(map(ip_address, ("10.0.2.2", "fd00::53"))))
 NONE: frozenset[Any] = frozenset()
 EMPTY_SNAPSHOT = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
@@ -102,7 +102,7 @@ def fuzz_policy(data: bytes) -> None:
         assert operations.undo_from_wire(op.to_wire()) == op
         assert isinstance(op, LinkDown) or operations.operation_from_wire(op.to_wire()) == op
     assert not [op for op in ops if _target(op) in FOREIGN], ops
-    wire = [op.to_wire() for op in ops]
+    wire = [dict(op.to_wire()) for op in ops]
     made = [main_rule(), *wire]  # KERNEL has this rule
     assert violations(predict(EMPTY_SNAPSHOT, made, NAMES), NAMES) == [], ops
     SEEN["accepted"] += 1

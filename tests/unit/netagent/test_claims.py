@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
-from cloud_network.netagent.claims import CONVENTION_LENGTHS, IPAddress, NetworksByLink, conventional_subnets, overlap
+from cloud_network.netagent.claims import CONVENTION_LENGTHS, IPAddress, conventional_subnets, overlap
+from cloud_network.netagent.network_index import NetworksByLink
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def test_networks_are_found_by_link(
     around = [each for other, each in left if other == link and network.subnet_of(each)]
     assert sorted(found.containing(link, network)) == sorted(around)
     assert sorted(found.elsewhere(link, network)) == sorted(each for each in near if each[1] != link)
+    assert sorted(found.around(network)) == sorted((each, other) for other, each in left if network.subnet_of(each))
     assert found.links(network) == {other for _, other in near}
 
 
