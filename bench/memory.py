@@ -1,6 +1,6 @@
 """Memory of the three daemons (PSS), at rest and after work. The reference is a bare interpreter.
 
-    sudo .venv/bin/python -m bench.memory [--sizes 4x15,15x50] [--rounds 3] [--seconds 8]
+    sudo .venv/bin/python -m bench.memory [--sizes 4x15,15x50] [--rounds 5] [--seconds 8]
 
 They start as on an instance (installed.py).
 """
@@ -95,7 +95,7 @@ def measure_once(spec: Spec, seconds: float) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default="4x15,15x50", help="interfaces × addresses (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--refreshes", type=int, default=60, help="refreshes before the fetcher is measured again")
     parser.add_argument("--seconds", type=float, default=8.0, help="idle time before the measurement")
     given = parser.parse_args()
@@ -110,11 +110,11 @@ def main() -> None:
             for name in rounds[0]:
                 figures.append(figure(f"{interfaces} × {addresses}: {name}", [found[name] for found in rounds], "MB"))
         reference = figure(
-            "an interpreter with the fetcher's packages", [with_packages(python) for _ in range(3)], "MB"
+            "an interpreter with the fetcher's packages", [with_packages(python) for _ in range(given.rounds)], "MB"
         )
-        few, many = after_refreshes(Spec.aws(interfaces=4, addresses=15), given.refreshes)
-        first = figure("4 × 15: the fetcher after 5 refreshes", [few], "MB")
-        last = figure(f"4 × 15: the fetcher after {given.refreshes} more", [many], "MB")
+        runs = [after_refreshes(Spec.aws(interfaces=4, addresses=15), given.refreshes) for _ in range(given.rounds)]
+        first = figure("4 × 15: the fetcher after 5 refreshes", [few for few, _ in runs], "MB")
+        last = figure(f"4 × 15: the fetcher after {given.refreshes} more", [many for _, many in runs], "MB")
         figures += [
             reference,
             first,
