@@ -429,6 +429,11 @@ class View:
         """Return True if an address of the link has a connected route to this network, or will have it once up."""
         return self._connected[link, network] > 0
 
+    def has_route_on_link(self, link: int, network: IPNetwork) -> bool:
+        """Return True if main has a foreign route to exactly this network on the link, without a gateway."""
+        routes = (route for route in self._foreign.exactly(network) if route.table == TABLE_MAIN)
+        return any(hop.link == link and hop.gateway is None for route in routes for hop in route.hops)
+
     def local_to_be(self, link: int) -> Iterator[IPNetwork]:
         """Yield the IPv6 addresses without a connected route of a link that is down: local once it is up.
 

@@ -196,3 +196,14 @@ def test_packets_that_the_host_forwards_for_other_networks_keep_their_route(lab:
     with Wire(lab) as wire:
         of_subnet = wire.apply(*shared, rule("10.0.1.128/26", table, 31020))
         assert of_subnet["verdict"] == "applied", of_subnet
+
+
+def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: Lab) -> None:
+    """A router's prefix without the flag L: the host gets an address in it, and no route."""
+    primary, prefix = ifindex(lab, "eth1"), "2001:db8:77::/64"
+    lab.batch(["address add 2001:db8:77::10/64 dev eth1 nodad noprefixroute"])
+    for part in ("2001:db8:77::5/65", "2001:db8:77:0:8000::5/65"):
+        assert f"lies in {prefix}, which is not on link" in refused(lab, address(primary, part))
+    lab.batch([f"route add {prefix} dev eth1 proto ra metric 100"])
+    with Wire(lab) as wire:
+        assert wire.apply(address(primary, "2001:db8:77::5/65"))["verdict"] == "applied", "the router has it on link"
