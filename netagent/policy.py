@@ -536,7 +536,7 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         return False
     if not rule.local:  # also selects forwarded packets: only for a range of the link
         local = any(True for _ in view.local_ranges.containing(link, network))
-        in_subnet = view.is_in_subnet(link, network)
+        in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
         return local or (in_subnet and claims.range_limit(network, view.on_link(link, network)) is None)
     links = view.local_ranges.links(network) | view.held.links(network)
     return links == {link} and view.is_on_link(link, network)

@@ -16,7 +16,7 @@ from pathlib import Path
 from socket import inet_aton
 from typing import Any
 
-from .keys import KEYS, MAX_BYTES, OBSOLETE, AuditFailure, ForwardedReplies, excerpt, unknown_key
+from .keys import KEYS, MAX_BYTES, OBSOLETE, AuditFailure, ForwardedReplies, Prefixes, excerpt, unknown_key
 from .operations import IPAddress, IPNetwork
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
@@ -42,9 +42,15 @@ class Settings:
     allow_addresses: tuple[IPNetwork, ...] = ()  # in addition to claims.PRIVATE
     allow_gateways: tuple[IPNetwork, ...] = ()
     max_objects: int = 16384
+    prefixes: Prefixes | None = None  # None: the cloud's own default, which netagent does not know
     forwarded_replies: ForwardedReplies = ForwardedReplies.OFF
     mark_mask: int = 0x7F
     audit_failure: AuditFailure = AuditFailure.REFUSE
+
+    @property
+    def routes_prefixes(self) -> bool:
+        """True if the fetcher may add rules for packets that this host forwards from a delegated range."""
+        return self.prefixes in (None, Prefixes.ROUTE)
 
     @property
     def sets_marks(self) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab
+from tests.system.netagent.conftest import start
 from tests.system.netagent.packets import packet_observers
 from tests.system.netagent.test_takeovers import refused
-from tests.system.netagent.wire import Wire, address, ifindex, main_rule, route, rule
+from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, main_rule, route, rule
 
 METADATA = "169.254.169.254"
 MINE = "10.0.1.10"
@@ -207,3 +208,18 @@ def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: La
     lab.batch([f"route add {prefix} dev eth1 proto ra metric 100"])
     with Wire(lab) as wire:
         assert wire.apply(address(primary, "2001:db8:77::5/65"))["verdict"] == "applied", "the router has it on link"
+
+
+@pytest.mark.parametrize(("prefixes", "accepted"), [("route", True), ("local", False), ("ignore", False)])
+def test_range_that_is_only_a_rule_needs_prefixes_route(lab: Lab, prefixes: str, accepted: bool) -> None:
+    """On a router, such a rule could take its clients' packets."""
+    lab.write_config(f'[Network]\nPrefixes = "{prefixes}"\n{CONFIG}')
+    lab.stop("netagent")
+    start(lab)
+    primary = ifindex(lab, "eth1")
+    ops = [main_rule(), rule("10.0.1.64/26", 9999 + primary, 31020)]
+    if not accepted:
+        assert "10.0.1.64/26 is no address or range of eth1" in refused(lab, *ops)
+        ops.insert(0, route(primary, "10.0.1.64/26", table=255))
+    with Wire(lab) as wire:
+        assert wire.apply(*ops)["verdict"] == "applied"
