@@ -591,8 +591,10 @@ class View:
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
         """Return a resolver inside `network`, or a gateway there of links that do not have this subnet."""
         sharing = {other for each, other in self.subnets.around(network) if each == network} | {link}
+        had_it = (link, network) in self._subnets_before  # this request replaces the address with the connected route
+        sharing |= {other for other, subnet in self._subnets_before if subnet == network}
         for ip, links in self.gateways.items():
-            others = {other for other in links - sharing if (other, network) not in self._subnets_before}
+            others = {each for each in links - sharing if not (had_it and self._own_on_link.has(each, network))}
             if others and contains(network, single(ip)):
                 return ip
         return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
