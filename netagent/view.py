@@ -505,12 +505,15 @@ class View:
         return any(True for _ in self.around(link, network))
 
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
-        """Return True if `network` is a part of a subnet of the link, or of a learned one of a link in the same subnet.
+        """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.
 
-        An on-link route of cloud-network alone is no evidence: a client can make it for any private network.
+        Also if it is a part of a learned subnet of another link in the same subnet. Other on-link routes are no
+        evidence: a client can make one for any private network, and an operator's may be as wide as a /1.
         """
         shared = (each for each in self._own_on_link.containing(link, network) if each in self._learned_by_cloud)
-        return any(each != network for each in (*self.subnets.containing(link, network), *shared))
+        networks = self.subnets.containing(link, network)
+        around = (each for each in networks if each in self.learned[link] or self.addresses_in(link, each))
+        return any(each != network for each in (*around, *shared))
 
     def is_near(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link by an address or main, without the link's tables."""

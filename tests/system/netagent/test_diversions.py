@@ -93,6 +93,8 @@ def test_wide_on_link_route_is_no_subnet_of_the_link(lab: Lab, wide: str) -> Non
     """Another program's wide route beside a VPN: on link in the link's table, it would come before the VPN's."""
     add_vpn(lab, f"{VPN} dev wg0", f"{wide} dev eth1 scope link metric 2000")
     assert VPN in refused(lab, *diverting(ifindex(lab, "eth1"), wide, MINE))
+    pods = rule("10.244.0.64/26", 9999 + ifindex(lab, "eth1"), 31020)
+    assert "10.244.0.64/26 is no address or range of eth1" in refused(lab, main_rule(), pods)
 
 
 def test_subnet_that_a_vpn_alone_routes_is_not_claimed(lab: Lab) -> None:
