@@ -357,7 +357,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     is_gateway = is_single(network) and view.is_router(op.link, network.network_address)
     if not is_gateway:
         check_link_local(op.link, network, view)
-    if is_gateway or view.is_near(op.link, network):
+    if is_gateway or view.is_near(op.link, network) or view.is_subnet(op.link, network):
         check_diversion(op.link, network, is_gateway, view)
         if not is_single(network):
             check_nesting(op.link, network, view)

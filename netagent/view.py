@@ -415,15 +415,17 @@ class View:
         return self._subnet_addresses.get((link, network), {}).values()
 
     def is_subnet(self, link: int, network: IPNetwork) -> bool:
-        """Return True for the subnet of an address of the link, also of one that has a /32 or /128 in a learned subnet.
+        """Return True for the subnet of an address of the link.
 
-        169.254.0.0/16 is none: a host adds it by itself.
+        Also of an address with a /32 or /128, if this or another link of the cloud has learned the subnet. A link-local
+        IPv4 network is none: a host adds it by itself.
         """
         if network.version == 4 and is_link_local(network):
             return False
         if self.addresses_in(link, network):
             return True
-        return network in self.learned[link] and any(True for _ in self.held.overlapping(link, network))
+        is_learned = network in self.learned[link] or network in self._learned_by_cloud
+        return is_learned and any(True for _ in self.held.overlapping(link, network))
 
     def has_connected_route(self, link: int, network: IPNetwork) -> bool:
         """Return True if an address of the link has a connected route to this network, or will have it once up."""

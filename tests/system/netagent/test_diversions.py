@@ -225,3 +225,13 @@ def test_range_that_is_only_a_rule_needs_prefixes_route(lab: Lab, prefixes: str,
         ops.insert(0, route(primary, "10.0.1.64/26", table=255))
     with Wire(lab) as wire:
         assert wire.apply(*ops)["verdict"] == "applied"
+
+
+def test_second_link_in_a_subnet_gets_it_on_link_beside_a_pod(lab: Lab) -> None:
+    """The first link has the subnet by DHCP, and a container network has a host route inside it."""
+    lab.batch(["link add br0 type bridge", "link set br0 up", "route add 10.0.1.70/32 dev br0"])
+    secondary = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        answer = wire.apply(address(secondary, "10.0.1.99/32"), on_link(secondary, "10.0.1.0/24"))
+        assert answer["verdict"] == "applied", answer
+    assert "10.0.1.70/32, which another program routes by br0" in refused(lab, on_link(secondary, "10.0.1.64/28"))
