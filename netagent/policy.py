@@ -469,6 +469,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
+    check_once(op, view)
     if len(view.rules) >= MAX_RULES:
         raise Refusal(f"cloud-network has {MAX_RULES} rules already")
     check_room(view)
@@ -569,8 +570,15 @@ def check_rule_remove(op: RuleRemove, view: View) -> Undo:
     """Accept an owned rule."""
     if view.rules.get(rule_key(op)) != (op.suppress, op.local):
         raise Refusal("cloud-network has no such rule")
+    check_once(op, view)
     view.remove_rule(op)
     return op.inverse()
+
+
+def check_once(op: RuleAdd | RuleRemove, view: View) -> None:
+    """Raise Refusal for a second change of a rule: a rollback removes rules first, and adds them last."""
+    if view.has_changed_rule(op):
+        raise Refusal("the same rule twice in one request")
 
 
 def check_room(view: View) -> None:

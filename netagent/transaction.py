@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from ipaddress import ip_interface
@@ -46,7 +46,7 @@ from .view import Owned, OwnRoute, View, rule_key, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
-_GUARDED = (AddressAdd, AddressRemove, LinkDown, LinkMtu, RouteReplace)
+_GUARDED = (AddressAdd, AddressRemove, ForwardedReplies, LinkDown, LinkMtu, RouteReplace)
 """Operations that are undone only after a check for objects that other programs have added since."""
 
 
@@ -96,6 +96,7 @@ class Transaction:
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
         back = (*reversed(undo), *lost)
         used = {op.link for op in back if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
+        used |= {mark.link for op in back if isinstance(op, ForwardedReplies) for mark in op.marks}
         identities = {link.index: link.identity for link in links if link.index in used}
         self._ledger.write(replace(entry, request=request, undo=back, table=table, links=identities))
         self._is_applied = False
@@ -189,7 +190,8 @@ class Transaction:
         if view is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(view, self._is_applied, self._ledger.entry.links)
+        removed = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
+        others = _Others(view, self._is_applied, self._ledger.entry.links, removed)
         pending, remaining = list[Undo](), list[Remaining]()
         for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
@@ -243,8 +245,11 @@ def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
 class _Others:
     """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
 
-    def __init__(self, view: View, is_applied: bool, links: Mapping[int, str]) -> None:
-        self._view, self._is_applied = view, is_applied
+    def __init__(
+        self, view: View, is_applied: bool, links: Mapping[int, str], removed: Set[tuple[int, IPNetwork]]
+    ) -> None:
+        """`links`: the identities at the request; `removed`: owned routes that the rollback removes."""
+        self._view, self._is_applied, self._removed = view, is_applied, removed
         there = {index: link.identity for index, link in view.links.items()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
         addresses, routes = view.snapshot.addresses, view.snapshot.routes
@@ -293,6 +298,8 @@ class _Others:
                 ip, prefix = op.interface.ip, op.interface.network.prefixlen
                 self._left[op.link, op.interface] = Address(op.link, ip, prefix, 0, PROTOCOL)
                 self._holders[ip].add((op.link, prefix))
+            case ForwardedReplies():
+                return next(filter(None, (self._not_changed(mark.link) for mark in op.marks)), None)
             case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._places:
@@ -366,9 +373,10 @@ class _Others:
 
     def _own_route(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""
-        routes = self._view.own_routes.items()
-        found = (network for (_, network), route in routes if route.link == link and network.version == 4)
-        return next(found, None)
+        for place, route in self._view.own_routes.items():
+            if route.link == link and place[1].version == 4 and place not in self._removed:
+                return place[1]
+        return None
 
     def _forget(self, address: Address) -> None:
         """Count an owned address as removed."""

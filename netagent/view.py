@@ -109,6 +109,7 @@ class View:
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
+        self._changed_rules = set[tuple[RuleKey, bool, bool]]()  # by this request
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
@@ -649,14 +650,21 @@ class View:
     def add_rule(self, rule: Rule | RuleAdd) -> None:
         """Count an owned rule of the snapshot, or one that this request adds."""
         self.rules[rule_key(rule)] = (rule.suppress, rule.local)
+        if isinstance(rule, RuleAdd):
+            self._changed_rules.add(_whole_rule(rule))
         if asks_main(rule):
             self._main_rules[rule.selector.version].add(rule.priority)
 
     def remove_rule(self, rule: RuleRemove) -> None:
         """Forget a rule that this request removes."""
         del self.rules[rule_key(rule)]
+        self._changed_rules.add(_whole_rule(rule))
         if asks_main(rule):
             self._main_rules[rule.selector.version].discard(rule.priority)
+
+    def has_changed_rule(self, rule: RuleAdd | RuleRemove) -> bool:
+        """Return True if an earlier operation of the request adds or removes exactly this rule."""
+        return _whole_rule(rule) in self._changed_rules
 
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if an owned rule before this priority looks up main for every source of this family."""
@@ -710,6 +718,10 @@ class View:
 def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
     """Return True for a rule that looks up table main for every source."""
     return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
+
+
+def _whole_rule(rule: RuleAdd | RuleRemove) -> tuple[RuleKey, bool, bool]:
+    return rule_key(rule), rule.suppress, rule.local
 
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:

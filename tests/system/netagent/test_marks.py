@@ -333,6 +333,23 @@ def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> Non
     lab.wait_for(lambda: state(lab) == before)
 
 
+def test_rollback_adds_no_mark_to_a_link_that_is_excluded_meanwhile(lab: Lab, on: Links) -> None:
+    with Wire(lab) as wire:
+        assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
+        assert wire.apply(table((on.primary, 1)), confirm_within=60)["verdict"] == "applied"
+        after = state(lab)
+        lab.kill("netagent", signal.SIGKILL)
+    lab.write_config(MARK.replace('"docker1"', '"docker1 eth2"'))
+    start(lab)
+    assert state(lab) == after
+    assert "excluded" in str(audit_lines(lab)[-1]["not_undone"])
+    lab.stop("netagent")
+    lab.write_config(MARK)
+    start(lab)
+    with Wire(lab) as wire:
+        assert wire.apply(table())["verdict"] == "applied"
+
+
 def test_a_failure_in_the_kernel_undoes_the_table(lab: Lab, on: Links, wire: Wire) -> None:
     """After the table has been made, the kernel refuses a route on a link that is down."""
     before = state(lab)

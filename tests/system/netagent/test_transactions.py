@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kernel_state, route, rule
+from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kernel_state, main_rule, route, rule
 
 
 def change(lab: Lab) -> list[dict[str, object]]:
@@ -90,6 +90,29 @@ def test_prefix_from_a_router_advertisement_belongs_to_the_link(lab: Lab, wire: 
 
 def test_rolled_back_on_request(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
+    assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
+def test_one_rule_twice_in_a_request_is_refused(lab: Lab, wire: Wire) -> None:
+    """A rollback removes what was added, and then adds what was removed: the rule would stay."""
+    before, again = kernel_state(lab), [main_rule(), main_rule(op="rule_remove")]
+    for ops in (again, [*again, main_rule()]):
+        answer = wire.apply(*ops, confirm_within=30)
+        assert (answer["verdict"], answer["reason"]) == ("refused", "the same rule twice in one request")
+    assert wire.apply(main_rule())["verdict"] == "applied"
+    answer = wire.apply(main_rule(op="rule_remove"), main_rule())
+    assert (answer["verdict"], answer["reason"]) == ("refused", "the same rule twice in one request")
+    assert wire.apply(main_rule(op="rule_remove"))["verdict"] == "applied"
+    assert kernel_state(lab) == before
+
+
+def test_route_before_the_first_address_is_rolled_back_with_it(lab: Lab, wire: Wire) -> None:
+    """The kernel removes the route with the link's last IPv4 address; it is no reason to keep the address."""
+    before, link = kernel_state(lab), ifindex(lab, "eth0")
+    on_link = route(link, "10.77.0.0/24", table=9999 + link)
+    ops = on_link, address(link, "10.77.0.5/32")
+    assert wire.apply(*ops, confirm_within=30, request="open")["verdict"] == "applied"
     assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
     assert kernel_state(lab) == before
 

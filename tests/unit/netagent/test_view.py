@@ -66,7 +66,7 @@ def test_many_addresses_do_not_delay_a_rollback_that_restores_some() -> None:
     addresses = [Address(2, IPv4Address(first + at), 32, 0, PROTOCOL) for at in range(1, 12000)]
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     view = View(Snapshot((link,), tuple(addresses), (), LOCAL, frozenset()), Settings(), Known())
-    others = transaction._Others(view, True, {})
+    others = transaction._Others(view, True, {}, set())
     began = time.process_time()
     for at in range(MAX_OPS):
         assert others.obstacle(AddressAdd(2, IPv4Interface(first + 65536 + at), True)) is None
