@@ -92,6 +92,7 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
     for network in view.local_to_be(op.link):
         if not claims.within(network, view.settings.allow_addresses):
             check_rivals(op.link, network, network, (), view)
+    view.set_up(op.link)
     return op.inverse()
 
 

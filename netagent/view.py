@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from . import claims, rtnetlink
@@ -118,12 +118,17 @@ class View:
         self._main_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # the same, of main only
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
+        self._gateway_networks: NetworkIndex[IPAddress] = NetworkIndex()  # the same, as /32 or /128
         self.counts = AddressCounts()
         self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
         self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
-        self._subnets_before = {(each.link, each.network) for each in snapshot.addresses}  # also of a replaced address
+        self._subnets_before: dict[IPNetwork, set[int]] = defaultdict(
+            set
+        )  # links by subnet, also of replaced addresses
+        for each in snapshot.addresses:
+            self._subnets_before[each.network].add(each.link)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
@@ -176,7 +181,16 @@ class View:
     def _add_gateways(self, hops: Iterable[NextHop]) -> None:
         for hop in hops:
             if hop.gateway is not None:
-                self.gateways[hop.gateway].add(hop.link)
+                self._add_gateway(hop.gateway, hop.link)
+
+    def _add_gateway(self, gateway: IPAddress, link: int) -> None:
+        if gateway not in self.gateways:
+            self._gateway_networks.add(single(gateway), gateway)
+        self.gateways[gateway].add(link)
+
+    def gateways_in(self, network: IPNetwork) -> Iterator[IPAddress]:
+        """Yield the gateways inside `network`. A host may have thousands."""
+        return (gateway for _, gateway in self._gateway_networks.overlapping(network))
 
     def _add_foreign(self, route: Route) -> None:
         if route.table == TABLE_LOCAL:
@@ -323,6 +337,10 @@ class View:
     def is_cloud(self, link: int) -> bool:
         """Return True for an interface of the cloud: no loopback, and no rtnetlink kind that AllowKinds= lacks."""
         return link in self._cloud
+
+    def set_up(self, link: int) -> None:
+        """Count a link that this request sets up."""
+        self.links[link] = replace(self.links[link], up=True)
 
     def is_service_link(self, link: int) -> bool:
         """Return True for a link whose addresses only this host uses: lo or a dummy (such as kube-ipvs0)."""
@@ -584,7 +602,7 @@ class View:
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
         """Return a gateway or resolver inside `network`, except gateways of `link`."""
-        for ip in (*self.gateways, *self.known.resolvers, *self.known.former_gateways):
+        for ip in (*self.gateways_in(network), *self.known.resolvers, *self.known.former_gateways):
             if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
                 return ip
         for other, subnets in self.learned.items():
@@ -596,12 +614,14 @@ class View:
 
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
         """Return a resolver inside `network`, or a gateway there of links that do not have this subnet."""
-        sharing = {other for each, other in self.subnets.around(network) if each == network} | {link}
-        had_it = (link, network) in self._subnets_before  # this request replaces the address with the connected route
-        sharing |= {other for other, subnet in self._subnets_before if subnet == network}
-        for ip, links in self.gateways.items():
-            others = {each for each in links - sharing if not (had_it and self._own_on_link.has(each, network))}
-            if others and contains(network, single(ip)):
+        before: Set[int] = self._subnets_before.get(network, frozenset())
+        had_it = link in before  # this request replaces the address with the connected route
+        sharing = {other for each, other in self.subnets.around(network) if each == network} | {link} | before
+        for ip in self.gateways_in(network):
+            others = self.gateways[ip] - sharing
+            if had_it:
+                others = {each for each in others if not self._own_on_link.has(each, network)}
+            if others:
                 return ip
         return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
 
@@ -618,7 +638,7 @@ class View:
         if table == TABLE_LOCAL:
             self.local_ranges.add(route.link, destination)
         if route.gateway is not None:
-            self.gateways[route.gateway].add(route.link)
+            self._add_gateway(route.gateway, route.link)
         if before is not None:
             self._count_route(table, destination, before, -1)
         self._count_route(table, destination, route, 1)

@@ -235,3 +235,10 @@ def test_second_link_in_a_subnet_gets_it_on_link_beside_a_pod(lab: Lab) -> None:
         answer = wire.apply(address(secondary, "10.0.1.99/32"), on_link(secondary, "10.0.1.0/24"))
         assert answer["verdict"] == "applied", answer
     assert "10.0.1.70/32, which another program routes by br0" in refused(lab, on_link(secondary, "10.0.1.64/28"))
+
+
+def test_link_is_set_up_once_in_a_request(lab: Lab) -> None:
+    """Thousands of them would keep netagent busy."""
+    lab.batch(["link set eth0 down"])
+    up = {"op": "link_up", "link": ifindex(lab, "eth0")}
+    assert refused(lab, up, up) == "the link is already up"
