@@ -109,7 +109,7 @@ class View:
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
-        self._changed_rules = set[tuple[RuleKey, bool, bool]]()  # by this request
+        self._changed_rules = set[RuleRemove]()  # those that this request adds or removes
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
@@ -128,7 +128,8 @@ class View:
             set
         )  # links by subnet, also of replaced addresses
         for each in snapshot.addresses:
-            self._subnets_before[each.network].add(each.link)
+            if (network := self.network_of(each)) is not None:
+                self._subnets_before[network].add(each.link)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
@@ -671,20 +672,20 @@ class View:
         """Count an owned rule of the snapshot, or one that this request adds."""
         self.rules[rule_key(rule)] = (rule.suppress, rule.local)
         if isinstance(rule, RuleAdd):
-            self._changed_rules.add(_whole_rule(rule))
+            self._changed_rules.add(rule.inverse())
         if asks_main(rule):
             self._main_rules[rule.selector.version].add(rule.priority)
 
     def remove_rule(self, rule: RuleRemove) -> None:
         """Forget a rule that this request removes."""
         del self.rules[rule_key(rule)]
-        self._changed_rules.add(_whole_rule(rule))
+        self._changed_rules.add(rule)
         if asks_main(rule):
             self._main_rules[rule.selector.version].discard(rule.priority)
 
     def has_changed_rule(self, rule: RuleAdd | RuleRemove) -> bool:
         """Return True if an earlier operation of the request adds or removes exactly this rule."""
-        return _whole_rule(rule) in self._changed_rules
+        return (rule.inverse() if isinstance(rule, RuleAdd) else rule) in self._changed_rules
 
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if an owned rule before this priority looks up main for every source of this family."""
@@ -738,10 +739,6 @@ class View:
 def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
     """Return True for a rule that looks up table main for every source."""
     return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
-
-
-def _whole_rule(rule: RuleAdd | RuleRemove) -> tuple[RuleKey, bool, bool]:
-    return rule_key(rule), rule.suppress, rule.local
 
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:

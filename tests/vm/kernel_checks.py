@@ -279,7 +279,8 @@ def link_of(guest: Guest, mac: str) -> str:
     """Wait for a new interface, and return its name in the guest."""
 
     def found() -> str:
-        links = json.loads(guest.run("ip", "-json", "link"))
+        # A link that comes during the dump makes `ip` print a warning.
+        links = json.loads(guest.run("sh", "-c", "ip -json link 2>/dev/null"))
         return next((str(link["ifname"]) for link in links if link["address"] == mac), "")
 
     return guest.wait_for(found, message=f"a link with {mac}")

@@ -42,7 +42,8 @@ def lab(module_lab: Lab) -> Iterator[Lab]:
     with Wire(module_lab) as wire:
         assert wire.apply(address(ifindex(module_lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
     yield module_lab
-    sh(module_lab, "ip route flush proto static; ip -6 route flush proto static; ip -6 route flush proto ra")
+    sh(module_lab, "ip link delete spare 2>&1; ip route flush proto static")
+    sh(module_lab, "ip -6 route flush proto static; ip -6 route flush proto ra")
     with Wire(module_lab) as wire:
         wire.ask(request="flush", id="after")
     sh(module_lab, "ip address flush dev eth0 scope global; ip route flush table 10001; ip -6 route flush table 10001")
@@ -508,8 +509,9 @@ def test_a_rule_inside_a_subnet_goes_with_the_subnet(lab: Lab, wire: Wire) -> No
 
 def test_a_rule_inside_a_replaced_on_link_route_goes(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
-    apply(wire, main_rule(), route(on, "10.96.0.0/22"), rule("10.96.1.0/24", table(lab), 31020))
-    assert "depends on it" in reason(wire, route(on, "10.96.0.0/22", "10.0.2.1"))
+    subnet, selects = "10.0.1.0/24", rule("10.0.1.128/26", table(lab), 31020)  # the subnet of eth1, which learned it
+    apply(wire, main_rule(), address(on, "10.0.1.99/32"), route(on, subnet), selects)
+    assert "depends on it" in reason(wire, route(on, subnet, "10.0.2.1"))
 
 
 def test_rules_go_with_the_ranges_that_go_with_the_last_address(lab: Lab, wire: Wire) -> None:
