@@ -252,8 +252,8 @@ class Lab:
         self._add_subnets([nic])
 
         def plug() -> None:
+            self.fabric.register_interfaces([nic])  # first: the fetcher uses the new interface at once
             self.fabric.plug([nic], None if self.taps else self.instance)
-            self.fabric.register_interfaces([nic])
 
         self._change([*self.nics, nic], plug, first_update, between_updates)
         return nic
