@@ -85,8 +85,8 @@ def test_an_address_that_a_bridge_has_is_left_to_it() -> None:
     with running_lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         taken = lab.nics[1].addresses[1]
         before = len(audit(lab))
-        lab.batch([f"address del {taken}/32 dev {lab.nics[1].name}", "link add br0 type bridge"])
-        lab.batch([f"address add {taken}/32 dev br0", "link set br0 up"])
+        lab.batch(["link add br0 type bridge", f"address add {taken}/32 dev br0", "link set br0 up"])
+        lab.batch([f"address del {taken}/32 dev {lab.nics[1].name}"])
         lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the bridge's address to be reported")
         lab.wait_for(lambda: "br0 has" in str(status(lab)["last_error"]), 10, "the reason")
         assert "refused" not in {line["verdict"] for line in audit(lab)[before:]}
