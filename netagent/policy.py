@@ -391,11 +391,9 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
         return
     found: Iterable[claims.HostRoute] = view.host_routes(network)
     if view.is_subnet(link, network):
-        if view.has_connected_route(link, network):
+        if view.has_connected_route(link, network) or view.has_route_on_link(link, network):
             return
         found = [route for route in found if route.destination == network]
-        if any(route.link == link and route.gateway is None for route in found):
-            return
     elif is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
     if rival := claims.rival(network, link, found, view.subnets.containing(link, network)):

@@ -97,12 +97,14 @@ def test_wide_on_link_route_is_no_subnet_of_the_link(lab: Lab, wide: str) -> Non
     assert "10.244.0.64/26 is no address or range of eth1" in refused(lab, main_rule(), pods)
 
 
-def test_subnet_that_a_vpn_alone_routes_is_not_claimed(lab: Lab) -> None:
+@pytest.mark.parametrize("protocol", ["static", "kernel"])
+def test_subnet_that_a_vpn_alone_routes_is_not_claimed(lab: Lab, protocol: str) -> None:
+    """NetworkManager adds the connected route itself, with the protocol `kernel`."""
     add_vpn(lab, "10.70.0.0/16 dev wg0")
     lab.batch(["address add 10.70.0.5/16 dev eth1 noprefixroute"])
     ops = diverting(ifindex(lab, "eth1"), "10.70.0.0/16", "10.70.0.5")
     assert "another program routes by wg0" in refused(lab, *ops)
-    lab.batch(["route add 10.70.0.0/16 dev eth1 metric 9"])
+    lab.batch([f"route add 10.70.0.0/16 dev eth1 proto {protocol} scope link src 10.70.0.5 metric 9"])
     with Wire(lab) as wire:
         assert wire.apply(*ops)["verdict"] == "applied", "main has it on this link, too"
 
