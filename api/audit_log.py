@@ -49,6 +49,13 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
+def peer_name(entry: dict[str, Any]) -> str:
+    """Return the name of a request's sender: its unit, else its uid; netagent itself for its own lines."""
+    peer = entry.get("peer")
+    peer = peer if isinstance(peer, dict) else {}
+    return str(peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent"))
+
+
 def _last_lines(path: Path, count: int, limit: int) -> tuple[list[bytes], int]:
     """Return whole lines from the end, and the number of bytes read.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cloud_network.api.audit_log import Tail
+from cloud_network.api.audit_log import Tail, peer_name
 from cloud_network.fetcher.state import Claim
 from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, absent_addresses
 from markupsafe import Markup
@@ -173,12 +173,9 @@ def _missing(link: LinkStatus) -> int:
 
 
 def _change(entry: dict[str, Any]) -> Change:
-    peer = entry.get("peer")
-    peer = peer if isinstance(peer, dict) else {}
-    name = peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent")
     return Change(
         time=str(entry.get("time", "?"))[:19],
-        peer=_shortened(name).removesuffix(".service"),
+        peer=_shortened(peer_name(entry)).removesuffix(".service"),
         request=_shortened(entry.get("request") or "malformed") + _operations(entry.get("ops")),
         verdict=_shortened(entry.get("verdict", "?")),
         reason=_shortened(entry.get("reason") or "", 300),

@@ -120,7 +120,7 @@ class Control:
 
 
 def _log_end(command: str, ended: asyncio.Task[Any]) -> None:
-    """Log the end of a command whose client was told that it continues."""
+    """Log the end of a command that outlasted its time limit."""
     error = "cancelled" if ended.cancelled() else ended.exception()
     logger.info("control: %s has ended%s", command, f": {error}" if error else "")
 

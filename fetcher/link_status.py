@@ -10,7 +10,7 @@ from cloud_network.fetcher.metadata.model import Instance, Interface
 from cloud_network.fetcher.network.matching import Matches, managed
 from cloud_network.fetcher.network.objects import Actual, Desired, Link, LinkGoal, LinkSettings
 from cloud_network.fetcher.network.plan import COMMON, Plan, in_ip_syntax, link_of
-from cloud_network.fetcher.status import AddressStatus, LinkStatus
+from cloud_network.fetcher.status import AddressStatus, LinkStatus, absent_addresses
 from cloud_network.netagent.claims import single, tables, within
 
 MAX_DRIFT = 256
@@ -58,25 +58,26 @@ def _status(
     table = _table(tables(link.ifindex, config.route_table_base)[0], goal)
     present = sum((link.ifindex, each.address) in actual.addresses for each in goal.addresses)
     present += sum(each in actual.routes for each in goal.routes) + sum(each in actual.rules for each in goal.rules)
-    addresses = _address_statuses(interface, link, config, actual, goal)
-    left_out = any(not each["present"] and not each["excluded"] for each in addresses)  # with a reason in the status
     defaults = [str(each.gateway) for each in goal.routes if each.gateway and each.destination.prefixlen == 0]
-    return {
+    found: LinkStatus = {
         "name": link.name,
         "mac": link.mac,
         "ifindex": link.ifindex,
         "device_number": interface.device_number,
-        "state": "drift" if drift or left_out else "ok",
+        "state": "drift" if drift else "ok",
         "mtu": link.mtu,
         "table": table,
         "gateways": list(dict.fromkeys(defaults)),
         "subnets": [str(subnet) for subnet in interface.subnets],
-        "addresses": addresses,
+        "addresses": _address_statuses(interface, link, config, actual, goal),
         "ranges": [str(network) for network in interface.ranges],
         "desired": len(goal.addresses) + len(goal.routes) + len(goal.rules),
         "actual": present,
         "drift": list(drift),
     }
+    if absent_addresses(found):  # also one that is left out; the status has the reason
+        found["state"] = "drift"
+    return found
 
 
 def _table(number: int, goal: LinkGoal) -> int | None:

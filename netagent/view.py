@@ -124,9 +124,7 @@ class View:
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
         self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
-        self._subnets_before: dict[IPNetwork, set[int]] = defaultdict(
-            set
-        )  # links by subnet, also of replaced addresses
+        self._subnets_before: dict[IPNetwork, set[int]] = defaultdict(set)  # links by subnet, before the request
         for each in snapshot.addresses:
             if (network := self.network_of(each)) is not None:
                 self._subnets_before[network].add(each.link)
@@ -189,7 +187,7 @@ class View:
             self._gateway_networks.add(single(gateway), gateway)
         self.gateways[gateway].add(link)
 
-    def gateways_in(self, network: IPNetwork) -> Iterator[IPAddress]:
+    def _gateways_in(self, network: IPNetwork) -> Iterator[IPAddress]:
         """Yield the gateways inside `network`. A host may have thousands."""
         return (gateway for _, gateway in self._gateway_networks.overlapping(network))
 
@@ -437,8 +435,8 @@ class View:
     def is_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True for the subnet of an address of the link.
 
-        Also of an address with a /32 or /128, if this or another link of the cloud has learned the subnet. A link-local
-        IPv4 network is none: a host adds it by itself.
+        Also of an address with a /32 or /128, if this or another link of the cloud has learned the subnet. Link-local
+        IPv4 networks do not count: a host adds them by itself.
         """
         if network.version == 4 and is_link_local(network):
             return False
@@ -517,14 +515,9 @@ class View:
         yield from self.subnets.overlapping(link, network)
         yield from self._own_on_link.overlapping(link, network)
 
-    def around(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
-        """Yield those on-link networks that are or contain `network`."""
-        yield from self.subnets.containing(link, network)
-        yield from self._own_on_link.containing(link, network)
-
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return any(True for _ in self.around(link, network))
+        return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
 
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.
@@ -603,7 +596,7 @@ class View:
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
         """Return a gateway or resolver inside `network`, except gateways of `link`."""
-        for ip in (*self.gateways_in(network), *self.known.resolvers, *self.known.former_gateways):
+        for ip in (*self._gateways_in(network), *self.known.resolvers, *self.known.former_gateways):
             if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
                 return ip
         for other, subnets in self.learned.items():
@@ -618,7 +611,7 @@ class View:
         before: Set[int] = self._subnets_before.get(network, frozenset())
         had_it = link in before  # this request replaces the address with the connected route
         sharing = {other for each, other in self.subnets.around(network) if each == network} | {link} | before
-        for ip in self.gateways_in(network):
+        for ip in self._gateways_in(network):
             others = self.gateways[ip] - sharing
             if had_it:
                 others = {each for each in others if not self._own_on_link.has(each, network)}

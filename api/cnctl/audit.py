@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from cloud_network.api.audit_log import parse_line
+from cloud_network.api.audit_log import parse_line, peer_name
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Failure, safe
 from cloud_network.api.cnctl.source import Source
@@ -99,14 +99,12 @@ def _numbered(path: Path, contents: Iterator[bytes]) -> Iterator[Line]:
 
 def _summary(entry: dict[str, Any]) -> str:
     """Return one line of text: number, time, peer, request and verdict."""
-    peer = entry.get("peer")
-    peer = peer if isinstance(peer, dict) else {}
-    name = str(peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent"))
     ops = entry.get("ops")
     request = f"{entry.get('request') or 'malformed'}" + (f" of {len(ops)}" if isinstance(ops, list) else "")
     reason = f": {entry['reason']}" if entry.get("reason") else ""
     at = str(entry.get("time", "?"))[:19]
-    return f"{entry.get('seq', '?')!s:>5}  {at}  {name:<12}  {request:<14}  {entry.get('verdict', '?')}{reason}"
+    verdict = f"{entry.get('verdict', '?')}{reason}"
+    return f"{entry.get('seq', '?')!s:>5}  {at}  {peer_name(entry):<12}  {request:<14}  {verdict}"
 
 
 def _last_confirmed(source: Source) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Failure, note, safe
+from cloud_network.api.cnctl.source import RESTART
 
 TIMEOUT_S = 60.0
 """Time limit in seconds for a whole answer: a refresh reads the metadata, applies and confirms before it answers."""
@@ -124,7 +125,7 @@ def ask(state: Path, command: str, usage: str, why_root: str, members: Members) 
     for name, kind in members.items():
         if not isinstance(result.get(name), kind):
             reason = f"its answer to `{usage}` has no valid {name!r}: it is of another release than cnctl"
-            raise Failure(Exit.FAILED, f"{reason}. Restart it: sudo systemctl restart cloud-network-fetcher")
+            raise Failure(Exit.FAILED, f"{reason}. Restart it: {RESTART}")
     return result
 
 

@@ -19,7 +19,7 @@ from cloud_network.api.cnctl import checks, output, published
 from cloud_network.api.cnctl.checks import Case, StepFailed
 from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, coloured, count, safe, wrapped
-from cloud_network.api.cnctl.source import Source, never_read
+from cloud_network.api.cnctl.source import RESTART, Source, never_read
 from cloud_network.api.cnctl.status import conflict_words
 from cloud_network.fetcher.state import Claim
 from cloud_network.fetcher.status import LinkStatus, Status, absent_addresses, age, configured_addresses
@@ -37,7 +37,6 @@ STEPS = (
 UNREPAIRED = "If the command does not help, run cnctl status: it shows what cloud-network leaves out, and why."
 OUTSIDE = "This host is OK. Check next: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
-RESTART = "sudo systemctl restart cloud-network-fetcher"
 CONFIGURATION = "/etc/cloud-network/cloud-network.toml"
 NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 

@@ -88,11 +88,8 @@ def _private(link: LinkStatus) -> list[str]:
     """
     texts, seen = list[str](), set[IPv4Network | IPv6Network | None]()
     for entry in link["addresses"]:
-        text, kernel, subnet = (
-            f"{entry['address']}/{entry['prefix_length']}",
-            entry["kernel_prefix_length"],
-            _subnet(entry),
-        )
+        text = f"{entry['address']}/{entry['prefix_length']}"
+        kernel, subnet = entry["kernel_prefix_length"], _subnet(entry)
         as_intended = kernel in (entry["prefix_length"], 128) or (kernel == 32 and subnet in seen)
         if entry["excluded"]:
             text += " (excluded)"

@@ -14,6 +14,7 @@ from cloud_network.api.cnctl import control, output
 from cloud_network.api.cnctl.output import Exit, Failure, safe
 from cloud_network.api.cnctl.source import Source, never_read, warn_if_stale
 from cloud_network.fetcher.state import Json, StateError
+from cloud_network.fetcher.status import Status
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 """Prefixes of a line that holds a public key."""
@@ -21,17 +22,22 @@ KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
 def run(what: str, source: Source, as_json: bool) -> Exit:
     """Print the requested item."""
-    commands = {"credentials": _credentials, "ssh-keys": _ssh_keys, "project": _project}
-    if what in commands:
-        commands[what](source, as_json)
+    if what == "credentials":
+        _credentials(source)
+        return Exit.OK
+    claim = source.claim()
+    status = source.status_of(claim)
+    if what == "ssh-keys":
+        _ssh_keys(source, as_json)
+    elif what == "project":
+        _project(source, status, as_json)
     else:
-        _identity(what, source, as_json)
-    if what != "credentials":
-        warn_if_stale(source.claim())
+        _identity(what, source, status, as_json)
+    warn_if_stale(claim)
     return Exit.OK
 
 
-def _credentials(source: Source, _as_json: bool) -> None:
+def _credentials(source: Source) -> None:
     why = "credentials of the instance's role are read from the metadata server on request, and never stored"
     found = control.ask(source.directory, "credentials", "show credentials", why, {})
     if not found:
@@ -50,11 +56,11 @@ def _ssh_keys(source: Source, as_json: bool) -> None:
         raise Failure(Exit.FAILED, "the metadata has no SSH key for this instance")
 
 
-def _project(source: Source, as_json: bool) -> None:
+def _project(source: Source, status: Status, as_json: bool) -> None:
     """Print the project of Google Cloud."""
     project = source.system().get("project")
     if not isinstance(project, dict) or not project:
-        raise Failure(Exit.FAILED, f"{safe(source.status()['provider'])} has no projects: only Google Cloud has them")
+        raise Failure(Exit.FAILED, f"{safe(status['provider'])} has no projects: only Google Cloud has them")
     if as_json:
         output.show_json(project)
     else:
@@ -69,8 +75,7 @@ def _texts(value: Json) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _identity(what: str, source: Source, as_json: bool) -> None:
-    status = source.status()
+def _identity(what: str, source: Source, status: Status, as_json: bool) -> None:
     provider = status["provider"]
     try:
         content = source.files.read_identity(provider, what) if provider else None

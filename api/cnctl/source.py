@@ -25,6 +25,7 @@ TIMEOUT_S = 2.0
 MAX_ANSWER_BYTES = 16 << 20
 UNIT = "cloud-network-fetcher"
 API_UNIT = "cloud-network-api"
+RESTART = f"sudo systemctl restart {UNIT}"
 FETCHER_RUNNING = "running"
 """The api's value of `fetcher` for a current state."""
 CLAIM_MEMBERS = frozenset({"stale", "fetcher"})
@@ -101,10 +102,6 @@ class Source:
             self._down = True
             return f"the api at {self._socket} does not answer ({error})"
         return None
-
-    def status(self) -> Status:
-        """Return the status without the claim around it."""
-        return self.status_of(self.claim())
 
     @staticmethod
     def status_of(claim: Claim) -> Status:

@@ -88,9 +88,8 @@ def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
         yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
         if failure := service_failure(UNIT):
             yield "Service", failure
-    if (status["netagent"]["listening"] is False or (error and error["kind"] == "netagent")) and (
-        failure := service_failure(NETAGENT_UNIT)
-    ):
+    is_down = status["netagent"]["listening"] is False or (error is not None and error["kind"] == "netagent")
+    if is_down and (failure := service_failure(NETAGENT_UNIT)):
         yield "Service", failure
     for conflict in conflicts[:MAX_CONFLICTS]:
         yield "Conflict", conflict_words(conflict, status["state"], now)
