@@ -534,20 +534,24 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         return is_source(network, link, view)
     if view.held_elsewhere(link, network) is not None:
         return False
-    if not rule.local:  # also selects forwarded packets: only for a range of the link
-        local = any(True for _ in view.local_ranges.containing(link, network))
-        in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
-        return local or (in_subnet and claims.range_limit(network, view.on_link(link, network)) is None)
-    links = view.local_ranges.links(network) | view.held.links(network)
-    return links == {link} and view.is_on_link(link, network)
+    ranges = view.local_ranges.links(network)
+    if rule.local:
+        return ranges | view.held.links(network) == {link} and view.is_on_link(link, network)
+    # It also selects forwarded packets: only for a range of the link.
+    others = ranges - {link}
+    if others and not is_used_inside(others, network, link, view):
+        return False
+    if not others and any(True for _ in view.local_ranges.containing(link, network)):
+        return True
+    in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
+    return in_subnet and claims.range_limit(network, view.on_link(link, network)) is None
 
 
 def is_source(network: IPNetwork, link: int, view: View) -> bool:
     """Return True if an address belongs to the link.
 
     It does if the link has it, even if another link has it, too (no request can make such a duplicate), or if no link
-    has it and only local ranges of this link contain it. If only lo or virtual links have it, it must lie in a subnet
-    of this link and of no other: a learned one, unless the address is private and only on lo or dummies.
+    has it and only local ranges of this link contain it. If only lo or virtual links have it: see is_used_inside.
     """
     ip = network.network_address
     holders = view.holders(ip)
@@ -556,13 +560,20 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
     if not holders:
         given = [other for _, other in view.local_ranges.around(network)]
         return bool(given) and all(other == link for other in given)
-    if any(view.is_cloud(holder) for holder in holders):
+    return is_used_inside(holders, network, link, view)
+
+
+def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
+    """Return True if an address or range belongs to a link although other links, its `users`, have it.
+
+    These must be lo or virtual links. It must lie in a subnet of this link and of no other: a learned one, unless the
+    address is private and only on lo or dummies.
+    """
+    if any(view.is_cloud(user) for user in users):
         return False
     around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
-    for_itself = all(view.is_service_link(holder) for holder in holders) and claims.within(network, claims.PRIVATE)
-    if around != {link}:
-        return False
-    return for_itself or claims.within(network, view.learned[link])
+    for_itself = all(view.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
+    return around == {link} and (for_itself or claims.within(network, view.learned[link]))
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:

@@ -203,6 +203,27 @@ def test_packets_that_the_host_forwards_for_other_networks_keep_their_route(lab:
         assert of_subnet["verdict"] == "applied", of_subnet
 
 
+def test_range_with_local_addresses_of_another_interface_gets_no_rule(lab: Lab) -> None:
+    """The host itself sends from these addresses (AnyIP). On lo they belong to the interface with the subnet."""
+    lab.batch(["route add local 10.0.1.72/29 dev eth0"])
+    table = 9999 + ifindex(lab, "eth1")
+    for selected in ("10.0.1.64/26", "10.0.1.72/29", "10.0.1.72/30"):
+        assert f"{selected} is no address or range of eth1" in refused(lab, main_rule(), rule(selected, table, 31020))
+    lab.batch(["route del local 10.0.1.72/29 dev eth0", "route add local 10.0.1.72/29 dev lo"])
+    with Wire(lab) as wire:
+        assert wire.apply(main_rule(), rule("10.0.1.64/26", table, 31020))["verdict"] == "applied"
+
+
+@pytest.mark.parametrize("device", ["lo", "br0"])
+def test_local_addresses_in_two_subnets_get_no_rule(lab: Lab, device: str) -> None:
+    """Two interfaces are in one subnet: another program has not said through which its AnyIP range leaves."""
+    lab.batch(["link add br0 type bridge", "link set br0 up", "address add 10.0.1.99/24 dev eth0 noprefixroute"])
+    lab.batch([f"route add local 10.0.1.72/29 dev {device}"])
+    for link in ("eth0", "eth1"):
+        table = 9999 + ifindex(lab, link)
+        assert f"is no address or range of {link}" in refused(lab, main_rule(), rule("10.0.1.72/29", table, 31020))
+
+
 def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: Lab) -> None:
     """A router's prefix without the flag L: the host gets an address in it, and no route."""
     primary, prefix = ifindex(lab, "eth1"), "2001:db8:77::/64"
