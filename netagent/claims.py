@@ -73,6 +73,28 @@ def mark_bits(mask: int) -> int:
     return mask & ~arrival_bit(mask)
 
 
+@dataclass(frozen=True, slots=True)
+class MarkSelector:
+    """The fwmark MARK/MASK of a rule of another program. An inverted rule (`not`) uses the mark, too."""
+
+    mark: int
+    mask: int
+
+    def may_have(self, mark: int, mask: int) -> bool:
+        """Return True if packets with these bits inside `mask` may have the rule's mark.
+
+        A rule that compares these bits with 0, or does not compare them, does not count.
+        """
+        common = self.mask & mask
+        return bool(self.mark & common) and self.mark & common == mark & common
+
+
+def is_used_mark(mark: int, mask: int, others: Iterable[MarkSelector]) -> bool:
+    """Return True if other programs use the mark of a link, or that of packets that arrive there."""
+    both = (mark, mark | arrival_bit(mask))
+    return any(other.may_have(each, mask) for other in others for each in both)
+
+
 # Networks.
 
 

@@ -518,6 +518,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
         if each.mark & ~usable:
             raise Refusal(f"mark {each.mark:#x} is not inside {usable:#x}, the bits of MarkMask= without the highest")
         check_other_use(each.mark, view)
+        check_other_use(each.mark | claims.arrival_bit(view.settings.mark_mask), view)
     if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
         raise Refusal("a link or a mark twice")
     before, view.marks = view.marks, op.marks

@@ -710,8 +710,7 @@ class View:
     def other_use(self, mark: int, mask: int) -> Rule | None:
         """Return another program's rule for packets whose mark may be `mark` under `mask`, also an inverted rule."""
         for rule in self._marks_of_others:
-            common = rule.mask & mask
-            if rule.mark & common and rule.mark & common == mark & common:
+            if claims.MarkSelector(rule.mark, rule.mask).may_have(mark, mask):
                 return rule
         return None
 

@@ -126,7 +126,7 @@ def _marks(
     marks = assign_marks([link.ifindex for link in marked], config, host.actual, kept)
     for link in marked:
         if link.ifindex not in marks:
-            withheld.append(Withheld(f"{link.name}: no mark is left for its connections; set a wider MarkMask="))
+            withheld.append(Withheld(f"{link.name}: no mark is left for its connections; set another MarkMask="))
         elif host.actual.reverse_path.get(link.ifindex) is ReversePath.DROPS:
             what = f"{link.name}: rp_filter=1 drops packets that this host forwards from there to containers"
             withheld.append(Withheld(f"{what}; set net.ipv4.conf.all.src_valid_mark=1"))

@@ -25,6 +25,7 @@ from cloud_network.fetcher.network.objects import (
     Route,
     Rule,
 )
+from cloud_network.netagent.claims import MarkSelector
 from cloud_network.netagent.protocol import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
 from pyroute2 import AsyncIPRoute, NetlinkError
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
@@ -137,13 +138,18 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
     addresses = [address_from(each) async for each in await kernel.addr("dump")]
     routes: list[Route] = []
     rules: list[Rule] = []
+    marks_of_others = set[MarkSelector]()
     gateways: dict[int, tuple[IPAddress, ...]] = {}
     learned: dict[int, frozenset[IPNetwork]] = {}
     local: dict[IPNetwork, int] = {}
     leased = defaultdict[int, dict[IPNetwork, IPAddress]](dict)
-    for version, family in _FAMILIES.items():
+    for family in _FAMILIES.values():
         routes += [route for route, _ in await _routes(kernel, family, proto=PROTOCOL) if route.ifindex]
-        rules += await _own_rules(kernel, version)
+        async for each in await kernel.rule("dump", family=family):
+            if each.get_attr("FRA_PROTOCOL") == PROTOCOL:
+                rules.append(rule_from(each))
+            elif each.get_attr("FRA_FWMASK"):
+                marks_of_others.add(MarkSelector(each.get_attr("FRA_FWMARK") or 0, each.get_attr("FRA_FWMASK")))
         for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
             for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
                 _add_learned(route, protocol, gateways, learned)
@@ -161,6 +167,7 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
         addresses=places,
         routes=frozenset(routes),
         rules=frozenset(rules),
+        marks_of_others=frozenset(marks_of_others),
         gateways=gateways,
         learned=learned,
         local=local,
@@ -221,11 +228,6 @@ async def _static(kernel: AsyncIPRoute) -> frozenset[IPNetwork]:
             routes = await _routes(kernel, family, table=TABLE_MAIN, proto=protocol)
             found |= {route.destination for route, _ in routes if route.destination.prefixlen}
     return frozenset(found)
-
-
-async def _own_rules(kernel: AsyncIPRoute, version: int) -> list[Rule]:
-    found = [each async for each in await kernel.rule("dump", family=_FAMILIES[version])]
-    return [rule_from(each) for each in found if each.get_attr("FRA_PROTOCOL") == PROTOCOL]
 
 
 async def _routers(kernel: AsyncIPRoute) -> dict[int, tuple[IPAddress, ...]]:

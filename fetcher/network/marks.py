@@ -23,9 +23,11 @@ from pathlib import Path
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.network.objects import Actual, ReversePath, Rule
 from cloud_network.fetcher.network.rules import STEP
-from cloud_network.netagent.claims import arrival_bit, mark_bits
+from cloud_network.netagent.claims import arrival_bit, is_used_mark, mark_bits
 from cloud_network.netagent.operations import MAX_MARKED_LINKS, LinkMark
 
+MAX_TRIED = 1024
+"""Number of marks that are tried. Wide masks have millions; at most MAX_MARKED_LINKS links need one."""
 SYSCTL = Path(os.environ.get("IPV4_CONF", "/proc/sys/net/ipv4/conf"))
 """The sysctls of each link. The unit sets IPV4_CONF=, because ProcSubset=pid hides the usual directory."""
 
@@ -41,25 +43,25 @@ def marks_in_use(config: Config, actual: Actual) -> dict[int, int]:
 def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Collection[int]) -> dict[int, int]:
     """Return a mark for each link, by ifindex, except links for which no number is left.
 
-    `kept` are other links, whose marks stay. The mark of any further link becomes free once that link is gone.
+    `kept` are other links, whose marks stay. The mark of any further link becomes free once that link is gone. A new
+    mark is not one of another program; a link keeps its mark, because its connections have it.
     """
     in_use, bits = marks_in_use(config, actual), mark_bits(config.mark_mask)
-    step = bits & -bits
-    free = dict.fromkeys(range(step, bits + 1, step))
-    found: dict[int, int] = {}
     wanted = list(links)
+    found: dict[int, int] = {}
+    for link in (*kept, *wanted):
+        if link in in_use and in_use[link] not in found.values():
+            found[link] = in_use[link]
     present = {link.ifindex for link in actual.links}
     leaving = {mark for link, mark in in_use.items() if link in present and link not in {*kept, *wanted}}
-    for link in (*kept, *wanted):
-        if link in in_use and in_use[link] in free:
-            found[link] = in_use[link]
-            del free[in_use[link]]
-    for mark in leaving & free.keys():
-        del free[mark]
+    numbers = range(bits & -bits, bits + 1, bits & -bits)[:MAX_TRIED]
+    unused = {mark for mark in numbers if not is_used_mark(mark, config.mark_mask, actual.marks_of_others)}
+    free = sorted(unused - leaving - set(found.values()))
     for link in wanted:
         if link not in found and free and len(found) < MAX_MARKED_LINKS:
-            found[link] = link * step if link * step in free else next(iter(free))
-            del free[found[link]]
+            own = link * numbers.step
+            found[link] = own if own in free else free[0]
+            free.remove(found[link])
     return found
 
 

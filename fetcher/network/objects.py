@@ -8,6 +8,7 @@ from enum import Enum
 from ipaddress import ip_network
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+from cloud_network.netagent.claims import MarkSelector
 from cloud_network.netagent.operations import LinkMark
 
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
@@ -124,6 +125,7 @@ class Actual:
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
     marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: netagent manages none
+    marks_of_others: frozenset[MarkSelector] = frozenset()  # of the rules of other programs
     reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links for which it matters
     leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # their further routes in main
     static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main, if `leased` is not empty

@@ -14,6 +14,7 @@ from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.matching import match_links
 from cloud_network.fetcher.network.objects import ARPHRD_LOOPBACK, Actual, Desired, Route, Rule
 from cloud_network.fetcher.network.plan import in_ip_syntax, plan
+from cloud_network.netagent.claims import MarkSelector
 
 from tests.lab import Interface, Lab, Spec
 from tests.unit.fetcher.values import goal_of, instance, interface, kernel_address
@@ -105,16 +106,21 @@ def test_printed_removals_run_with_ip(lab: Lab) -> None:
     assert plan(NOWHERE, read(lab), may_remove=True) == ()
 
 
-def test_only_protocol_209_is_read(lab: Lab) -> None:
+def test_only_protocol_209_and_marks_of_others_are_read(lab: Lab) -> None:
     owned = [
         "route add 10.9.1.0/24 dev eth0 table 777 proto 209",
         "rule add pref 31000 from 10.9.1.1 lookup 777 protocol 209",
     ]
-    others = ["route add 10.9.2.0/24 dev eth0 table 777", "rule add pref 31001 from 10.9.2.1 lookup 777"]
+    others = [
+        "route add 10.9.2.0/24 dev eth0 table 777",
+        "rule add pref 31001 from 10.9.2.1 lookup 777",
+        "rule add pref 31002 not fwmark 51820 lookup 777",
+    ]
     lab.batch(["link set eth0 up", *owned, *others])
     found = read(lab)
     assert [(str(each.destination), each.table) for each in found.routes if each.table == 777] == [("10.9.1.0/24", 777)]
     assert [str(each.selector) for each in found.rules if each.table == 777] == ["10.9.1.1/32"]
+    assert found.marks_of_others == {MarkSelector(51820, 0xFFFFFFFF)}
     lab.batch([line.replace(" add ", " del ") for line in (*owned, *others)])
 
 

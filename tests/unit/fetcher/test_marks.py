@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from cloud_network.fetcher.apply import components
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.metadata.model import Instance
@@ -22,6 +23,7 @@ from cloud_network.fetcher.network.objects import (
 )
 from cloud_network.fetcher.network.plan import COMMON, in_ip_syntax, link_of
 from cloud_network.fetcher.schedule import MARKS_CHECK_S, Schedule
+from cloud_network.netagent.claims import MarkSelector
 from cloud_network.netagent.operations import ForwardedReplies as Table
 from cloud_network.netagent.operations import LinkMark, RuleAdd, RuleRemove
 from hypothesis import given, settings
@@ -112,6 +114,27 @@ def test_marks_are_unique_and_inside_the_mask(links: set[int], mask: int) -> Non
     assert len(found) == min(len(links), limit)
     after = replace(HERE, marks=tuple(LinkMark(*pair) for pair in found.items()))
     assert assign_marks(sorted(links, reverse=True), config, after, ()) == found
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        (MarkSelector(2, 0xFFFFFFFF), {2: 1, 3: 3}),
+        (MarkSelector(0x42, 0x7F), {2: 1, 3: 3}),  # of packets that arrive
+        (MarkSelector(0x2, 0x2), {2: 1, 3: 4}),
+        (MarkSelector(0x4000, 0x4000), {2: 2, 3: 3}),  # kube-proxy
+        (MarkSelector(0x40, 0x40), {}),
+    ],
+)
+def test_new_mark_is_not_one_of_another_program(others: MarkSelector, expected: dict[int, int]) -> None:
+    here = replace(HERE, marks_of_others=frozenset({others}))
+    assert assign_marks([2, 3], CONFIG, here, ()) == expected
+    kept = replace(here, marks=marks((2, 2), (3, 3)))
+    assert assign_marks([2, 3], CONFIG, kept, ()) == {2: 2, 3: 3}, "its connections have it"
+
+
+def test_widest_mask_needs_no_list_of_all_marks() -> None:
+    assert assign_marks([2, 5000], Config(forwarded_replies=MARK, mark_mask=0xFFFFFFFF), HERE, ()) == {2: 2, 5000: 1}
 
 
 def test_exhausted_marks_are_reported_and_block_nothing() -> None:
