@@ -244,13 +244,16 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
     """
     own = [subnet for subnet in learned if contains(subnet, network)]
     for route in routes:
-        if route.destination.prefixlen <= 1 or is_wide_link_local(route.destination, network):
-            continue
-        if any(route.destination.prefixlen < subnet.prefixlen for subnet in own):
+        if is_too_wide(route.destination, own) or is_wide_link_local(route.destination, network):
             continue
         if _leads_elsewhere(route, network, link):
             return route
     return None
+
+
+def is_too_wide(destination: IPNetwork, learned: Iterable[IPNetwork]) -> bool:
+    """Return True if a route of another program is too wide to conflict with a claim in these learned subnets."""
+    return destination.prefixlen <= 1 or any(destination.prefixlen < subnet.prefixlen for subnet in learned)
 
 
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:

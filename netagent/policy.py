@@ -404,7 +404,7 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not a router of the cloud on this link."""
     if not claims.is_link_local(single(gateway)) and not view.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
-    if view.holders(gateway):
+    if view.holders(gateway) or view.is_in_local_range(gateway):  # the kernel would put the destination on link
         raise Refusal(f"gateway {gateway} is this host's own")
     if not view.is_router(link, gateway):
         waiting = gateway.version == 6 and not view.has_heard_router(link)

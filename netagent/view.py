@@ -484,8 +484,9 @@ class View:
     def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
         """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
         yield from (other for _, other in self.subnets.elsewhere(link, network))
+        own = [subnet for subnet in self.learned[link] if contains(subnet, network)]
         for _, route in self._foreign.overlapping(network):
-            if route.destination.prefixlen:
+            if not claims.is_too_wide(route.destination, own):
                 yield from (hop.link for hop in route.hops if hop.link != link and self._is_on_link(route, hop))
 
     def entries(self, link: int, ip: IPAddress) -> list[Address]:
@@ -495,6 +496,10 @@ class View:
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
         return self._holders.get(ip, [])
+
+    def is_in_local_range(self, ip: IPAddress) -> bool:
+        """Return True if a local range of any link contains the address."""
+        return any(True for _ in self.local_ranges.around(single(ip)))
 
     def has_peer(self, ip: IPAddress) -> bool:
         """Return True if this is the peer of an address, on any link."""
@@ -607,10 +612,10 @@ class View:
         return None
 
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
-        """Return a resolver inside `network`, or a gateway there of links that do not have this subnet."""
+        """Return a resolver inside `network`, or a gateway there of links on which main does not have this subnet."""
         before: Set[int] = self._subnets_before.get(network, frozenset())
         had_it = link in before  # this request replaces the address with the connected route
-        sharing = {other for each, other in self.subnets.around(network) if each == network} | {link} | before
+        sharing = {other for other in before if self.has_route_on_link(other, network)} | {link}
         for ip in self._gateways_in(network):
             others = self.gateways[ip] - sharing
             if had_it:

@@ -224,6 +224,52 @@ def test_local_addresses_in_two_subnets_get_no_rule(lab: Lab, device: str) -> No
         assert f"is no address or range of {link}" in refused(lab, main_rule(), rule("10.0.1.72/29", table, 31020))
 
 
+@pytest.mark.parametrize(
+    ("pool", "gateway"), [("10.88.0.0/28", "10.88.0.1"), ("fd88::/120", "fd88::1"), ("10.88.0.1/32", "10.88.0.1")]
+)
+def test_gateway_inside_a_local_range_is_refused(lab: Lab, pool: str, gateway: str) -> None:
+    """The kernel takes such a next hop for this host, and so asks the neighbours for every destination."""
+    secondary = ifindex(lab, "eth0")
+    mine, everything = ("10.88.0.99/24", "0.0.0.0/0") if "." in pool else ("fd88::99/64", "::/0")
+    ops = [address(secondary, mine), route(secondary, pool, table=255)]
+    default = route(secondary, everything, gateway, table=9999 + secondary)
+    assert refused(lab, *ops, default) == f"gateway {gateway} is this host's own"
+    with Wire(lab) as wire:
+        assert wire.apply(*ops)["verdict"] == "applied"
+    assert refused(lab, default) == f"gateway {gateway} is this host's own"
+    lab.batch([f"route add local {pool} dev eth1 table local metric 7"])  # another program's: it stays
+    assert refused(lab, {**ops[1], "op": "route_remove"}, default) == f"gateway {gateway} is this host's own"
+
+
+def test_gateway_of_a_link_whose_routes_are_not_in_main_is_protected(lab: Lab, tmp_path: Path) -> None:
+    """NetworkManager's ipv4.route-table= and systemd-networkd's RouteTable= keep all routes of a link out of main."""
+    secondary = ifindex(lab, "eth0")
+    lab.batch(
+        [
+            "address add 10.88.0.77/24 dev eth1 noprefixroute",
+            "route add 10.88.0.0/24 dev eth1 table 100",
+            "route add default via 10.88.0.1 dev eth1 table 100",
+        ]
+    )
+    reason = refused(lab, address(secondary, "10.88.0.99/24"))
+    assert reason == "the connected route 10.88.0.0/24 would take over 10.88.0.1, a gateway or resolver"
+    with Wire(lab) as wire:
+        assert wire.apply(address(secondary, "10.88.0.99/32"))["verdict"] == "applied"
+
+
+@pytest.mark.parametrize("destinations", [("0.0.0.0/1", "128.0.0.0/1"), ("10.0.0.0/8",)])
+def test_range_is_accepted_beside_wide_routes_of_a_vpn(lab: Lab, destinations: tuple[str, ...]) -> None:
+    """The link has learned a subnet that contains the range. WireGuard's routes have no gateway."""
+    add_vpn(lab, *(f"{destination} dev wg0" for destination in destinations))
+    primary = ifindex(lab, "eth1")
+    with Wire(lab) as wire:
+        assert wire.apply(route(primary, "10.0.1.128/28", table=255))["verdict"] == "applied"
+    lab.batch(["route add 10.0.1.64/26 dev wg0"])
+    assert "10.0.1.64/26, which another program routes by wg0" in refused(
+        lab, route(primary, "10.0.1.72/29", table=255)
+    )
+
+
 def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: Lab) -> None:
     """A router's prefix without the flag L: the host gets an address in it, and no route."""
     primary, prefix = ifindex(lab, "eth1"), "2001:db8:77::/64"
