@@ -36,7 +36,7 @@ from .operations import (
 from .protocol import Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
-from .view import OwnRoute, View, rule_key
+from .view import OwnRoute, RuleKey, View, rule_key
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
 MAX_RULES = 8192
@@ -464,7 +464,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     elif view.main_discards(op.selector.version):
         move = "move that route to a table of its own, with a rule after those of cloud-network"
         raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
-    if needs_main(op.table, op.suppress) and not view.main_comes_before(op.selector.version, op.priority):
+    if needs_main(rule_key(op), op.suppress, view) and not view.main_comes_before(op.selector.version, op.priority):
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
@@ -476,12 +476,13 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     return op.inverse()
 
 
-def needs_main(table: int, suppress: bool) -> bool:
-    """Return True for a rule that can use the default route of a link's table.
+def needs_main(rule: RuleKey, suppress: bool, view: View) -> bool:
+    """Return True for a rule that must come after one for main, for main's more specific routes (of a VPN or CNI).
 
-    A rule for main must come first, for main's more specific routes (of a VPN or CNI).
+    Such a rule can use the default route of a link's table, or selects the address of a bridge or tunnel with a network
+    of its own: the link's table may have a subnet that contains this network.
     """
-    return table != TABLE_MAIN and not suppress
+    return rule.table != TABLE_MAIN and (not suppress or view.has_virtual_network(rule.selector))
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:

@@ -501,6 +501,13 @@ class View:
         """Return True if a local range of any link contains the address."""
         return any(True for _ in self.local_ranges.around(single(ip)))
 
+    def has_virtual_network(self, network: IPNetwork) -> bool:
+        """Return True for an address that only links of other programs have, and one of them with a network or peer."""
+        holders = self.holders(network.network_address) if is_single(network) else []
+        entries = [each for link in holders for each in self.entries(link, network.network_address)]
+        has_network = any(each.peer is not None or self.network_of(each) is not None for each in entries)
+        return has_network and not any(map(self.is_cloud, holders))
+
     def has_peer(self, ip: IPAddress) -> bool:
         """Return True if this is the peer of an address, on any link."""
         return ip in self._peers

@@ -270,6 +270,21 @@ def test_range_is_accepted_beside_wide_routes_of_a_vpn(lab: Lab, destinations: t
     )
 
 
+def test_rule_from_the_address_of_a_bridge_comes_after_the_one_for_main(lab: Lab) -> None:
+    """The kernel chooses the bridge's address for connections to its network, which is a part of the link's subnet."""
+    lab.batch(["link add br0 type bridge", "link set br0 up", "address add 10.0.1.193/28 dev br0"])
+    primary = ifindex(lab, "eth1")
+    table = 9999 + primary
+    first, last = rule("10.0.1.193", table, 31000, suppress=True), rule("10.0.1.193", table, 31020)
+    assert "has no rule `lookup main" in refused(lab, on_link(primary, "10.0.1.0/24"), main_rule(), first)
+    with Wire(lab) as wire:
+        assert wire.apply(on_link(primary, "10.0.1.0/24"), main_rule(), last)["verdict"] == "applied"
+        assert "dev br0" in lab.run(["ip", "route", "get", "10.0.1.200", "from", "10.0.1.193"]).stdout
+        assert wire.apply({**last, "op": "rule_remove"}, {**first, "priority": 31025})["verdict"] == "applied"
+        removal = wire.apply({**main_rule(), "op": "rule_remove"})
+        assert "31025 must come after it" in removal["reason"]
+
+
 def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: Lab) -> None:
     """A router's prefix without the flag L: the host gets an address in it, and no route."""
     primary, prefix = ifindex(lab, "eth1"), "2001:db8:77::/64"
