@@ -205,7 +205,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
         if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
     for subnet in view.subnets.containing(link, network):
-        if subnet != network and view.addresses_in(link, subnet) and not view.has_route_on_link(link, subnet):
+        foreign = any(not view.owns(each) for each in view.addresses_in(link, subnet))
+        if subnet != network and foreign and not view.has_route_on_link(link, subnet):
             raise Refusal(f"{network} lies in {subnet}, which is not on link: packets to it go through a router")
 
 

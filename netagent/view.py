@@ -602,9 +602,13 @@ class View:
         return None
 
     def _gateway_to_be(self, link: int, subnet: IPNetwork) -> IPAddress | None:
-        """Return the first host of a subnet that the link has learned, if the link has no default route yet."""
-        has_default = any(each.version == subnet.version for each in self.default_gateways[link])
-        return None if has_default or is_single(subnet) else subnet.network_address + 1
+        """Return the first host of a subnet that the link has learned, if the subnet's gateway is not known.
+
+        The default route of a link gives it: with IPv4 for the subnet that contains the gateway, with IPv6 for all.
+        """
+        defaults = [each for each in self.default_gateways[link] if each.version == subnet.version]
+        is_known = any(each.version == 6 or contains(subnet, single(each)) for each in defaults)
+        return None if is_known or is_single(subnet) else subnet.network_address + 1
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
         """Return a gateway or resolver inside `network`, except gateways of `link`."""

@@ -285,6 +285,25 @@ def test_rule_from_the_address_of_a_bridge_comes_after_the_one_for_main(lab: Lab
         assert "31025 must come after it" in removal["reason"]
 
 
+def test_first_host_of_a_further_subnet_is_no_address(lab: Lab) -> None:
+    """DigitalOcean's anchor subnet has its own gateway. On Alibaba Cloud the gateway is the third-last host."""
+    primary = ifindex(lab, "eth1")
+    lab.batch(["address add 10.17.0.5/20 dev eth1"])
+    reason = refused(lab, address(primary, "10.17.0.1/32"))
+    assert reason == "10.17.0.1 is the gateway of 10.17.0.0/20 by convention"
+    assert "covers 10.17.0.1" in refused(lab, route(primary, "10.17.0.0/28", table=255))
+    lab.batch(["address add 10.89.0.9/24 dev eth0", "route add default via 10.89.0.253 dev eth0 metric 500"])
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.89.0.1/32"))["verdict"] == "applied"
+
+
+def test_subnet_and_a_part_of_it_are_added_together(lab: Lab) -> None:
+    primary = ifindex(lab, "eth1")
+    with Wire(lab) as wire:
+        answer = wire.apply(address(primary, "fd7a::99/64"), address(primary, "fd7a::5/126"))
+        assert answer["verdict"] == "applied", answer
+
+
 def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: Lab) -> None:
     """A router's prefix without the flag L: the host gets an address in it, and no route."""
     primary, prefix = ifindex(lab, "eth1"), "2001:db8:77::/64"
