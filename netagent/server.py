@@ -209,14 +209,17 @@ class Server:
         self._warnings = warnings
         return found
 
-    def _roll_back(self, reason: str) -> tuple[Remaining, ...]:
-        """Undo the open transaction, if there is one. Returns the operations that could not be undone."""
-        request = self._transaction.request
+    def _roll_back(self, reason: str, *, was_logged: bool = True) -> tuple[Remaining, ...]:
+        """Undo the open transaction, if there is one. Returns the operations that could not be undone.
+
+        Unless the change `was_logged`, the line has the operations that undo it.
+        """
+        request, undo = self._transaction.request, self._ledger.entry.undo
         if request is None:
             return ()
         remaining = self._transaction.roll_back()
         entry = {"request": "rollback", "id": request, "reason": reason, "verdict": Verdict.ROLLED_BACK.value}
-        self._log(entry, remaining=remaining, must=False)
+        self._log(entry, [] if was_logged else [op.to_wire() for op in undo], remaining, must=False)
         return remaining
 
     def _roll_back_overdue(self) -> None:
@@ -301,7 +304,7 @@ class Server:
                 sandbox.say(damage)
                 self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
         self._resolvers()
-        self._roll_back("netagent ended before the change was confirmed")
+        self._roll_back("netagent ended before the change was confirmed", was_logged=False)
         self._settle_netfilter()
 
     def _settle_netfilter(self) -> None:
@@ -398,7 +401,7 @@ class Server:
 
     def _take_requests(self, tokens: int) -> None:
         """Take tokens from the budget of requests. Raises Malformed if there are too few. Root is exempt."""
-        if not self._budgets.requests.take(tokens) and not self._serves_root:
+        if not self._serves_root and not self._budgets.requests.take(tokens):
             raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations or 16 KiB count as one")
 
     def _handle(self, request: Request) -> Answer:
@@ -415,7 +418,10 @@ class Server:
         with signals_blocked():  # otherwise older settings could replace those of a second reload inside this one
             try:
                 self._audit.reopen()
-                self._settings = settings.load(self._config)
+                new = settings.load(self._config)
+                if new.mark_mask != self._settings.mark_mask:
+                    self._roll_back("MarkMask= has changed")  # the table's earlier marks need the earlier mask
+                self._settings = new
                 self._settle_netfilter()
             except (OSError, settings.SettingsError) as error:
                 sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")

@@ -147,6 +147,13 @@ def test_too_many_requests_of_the_fetcher_do_not_refuse_roots(lab: Lab) -> None:
         assert root.ask(request="flush", id="root")["verdict"] == "applied"
 
 
+def test_roots_requests_do_not_refuse_those_of_the_fetcher(lab: Lab) -> None:
+    with Wire(lab) as root:
+        assert [root.ask(request="status")["verdict"] for _ in range(600)] == ["ok"] * 600
+    with UserWire(lab, USERS["cloud-network"]) as wire:
+        assert [wire.ask(request="status")["verdict"] for _ in range(100)] == ["ok"] * 100
+
+
 def test_malformed_frames_are_requests(lab: Lab) -> None:
     """Decoding a frame takes time, so tokens for its bytes are taken first."""
     reasons = []

@@ -399,6 +399,20 @@ def test_off_removes_the_table_that_was_made_and_no_other(lab: Lab, on: Links) -
     start(lab)
 
 
+def test_another_mask_rolls_an_open_change_back(lab: Lab, on: Links) -> None:
+    """With the new mask, netagent could neither read the earlier marks nor set them again."""
+    before = state(lab)
+    with Wire(lab) as wire:
+        assert wire.apply(table((on.primary, 1)), confirm_within=60)["verdict"] == "applied"
+        lab.write_config(MARK.replace("Exclude", 'MarkMask = "0xf00"\nExclude'))
+        lab.kill("netagent", signal.SIGHUP)
+        lab.wait_for(lambda: state(lab) == before)
+        assert wire.ask(request="status")["open"] is None
+    assert audit_lines(lab)[-1]["reason"] == "MarkMask= has changed"
+    lab.write_config(MARK)
+    lab.kill("netagent", signal.SIGHUP)
+
+
 def test_a_mask_of_the_operators(lab: Lab, on: Links) -> None:
     lab.stop("netagent")
     lab.write_config(MARK.replace("Exclude", 'MarkMask = "0xf00"\nExclude'))

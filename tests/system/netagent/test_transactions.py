@@ -149,7 +149,12 @@ def test_rolled_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signal
     lab.wait_for(lambda: not lab.daemons.running("netagent"))
     start(lab)
     assert kernel_state(lab) == before
-    assert audit_lines(lab)[-1]["verdict"] == "rolled back"
+    change, *_, last = audit_lines(lab)
+    assert last["verdict"] == "rolled back"
+    # After a crash, it is not known whether the line of the change was written.
+    links = [op["link"] for op in change["ops"] if "link" in op] if how is signal.SIGKILL else []
+    assert [op["link"] for op in last.get("ops", ()) if "link" in op] == links[::-1]
+    assert len(last.get("ops", ())) == (len(change["ops"]) if links else 0)
 
 
 def test_only_one_is_open_and_only_its_client_decides(lab: Lab, wire: Wire) -> None:
