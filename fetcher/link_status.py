@@ -90,6 +90,7 @@ def _address_statuses(
 ) -> list[AddressStatus]:
     first, second = (_table(number, goal) for number in tables(link.ifindex, config.route_table_base))
     statuses: list[AddressStatus] = []
+    of_services = [each.ifindex for each in actual.links if each.is_service_link]
     for position, address in enumerate(interface.addresses):
         kernel = actual.addresses.get((link.ifindex, address.ip))
         anchored = second is not None and interface.anchor is not None and address.ip in interface.anchor[0]
@@ -99,7 +100,7 @@ def _address_statuses(
                 "prefix_length": address.network.prefixlen,
                 "kernel_prefix_length": None if kernel is None else kernel.address.prefix,
                 "public": [str(public) for public in interface.public] if position == 0 else [],
-                "present": kernel is not None,
+                "present": kernel is not None or any((each, address.ip) in actual.addresses for each in of_services),
                 "owned": kernel is not None and kernel.owned,
                 "excluded": within(single(address.ip), config.exclude_addresses),
                 "table": second if anchored else first,

@@ -27,7 +27,7 @@ class AddressStatus(TypedDict):
     prefix_length: int  # of the subnet
     kernel_prefix_length: int | None  # None: the kernel does not have the address on this link
     public: list[str]
-    present: bool  # the kernel has it on this link
+    present: bool  # the kernel has it on this link, or on lo or a dummy
     owned: bool  # added by cloud-network
     excluded: bool  # ExcludeAddresses= contains it: cloud-network neither adds nor removes it
     table: int | None  # the table that routes its replies; None: main

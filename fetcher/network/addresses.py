@@ -41,7 +41,7 @@ class Host:
     rejections: Rejections
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
-    networks: IntervalIndex  # of the addresses that links have and cloud-network does not manage
+    networks: IntervalIndex  # of addresses that cloud-network does not manage, without a /32 or /128 on virtual links
     with_length: Mapping[
         Interval, frozenset[IPAddress]
     ]  # by network with its link, the addresses that keep this length
@@ -102,17 +102,24 @@ def index_host(
     for (ifindex, address), kernel in actual.addresses.items():
         if not (kernel.owned and instance.complete and ifindex not in unmanaged):  # those are removed or wanted
             holders[address] += (ifindex,)
+    links = {link.ifindex: link for link in actual.links}
+    virtual = {link.ifindex for link in actual.links if _is_virtual(link, config)}
     networks = IntervalIndex(
         Interval.around(address, kernel.address.prefix, ifindex)
         for (ifindex, address), kernel in actual.addresses.items()
-        if not kernel.owned or ifindex in unmanaged
+        if (not kernel.owned or ifindex in unmanaged)
+        and not (ifindex in virtual and kernel.address.prefix == address.max_prefixlen)
     )
-    links = {link.ifindex: link for link in actual.links}
     with_length = defaultdict[Interval, frozenset[IPAddress]](frozenset)
     for (ifindex, address), kernel in actual.addresses.items():
         if not kernel.owned or not instance.may_remove:
             with_length[Interval.around(address, kernel.address.prefix, ifindex)] |= {address}
     return Host(instance, config, actual, rejections, links, holders, networks, with_length)
+
+
+def _is_virtual(link: Link, config: Config) -> bool:
+    """Return True for loopback, and a link of a kind that AllowKinds= lacks."""
+    return link.hardware == ARPHRD_LOOPBACK or (link.kind is not None and link.kind not in config.allow_kinds)
 
 
 def usable_interfaces(
@@ -158,7 +165,7 @@ def _take_addresses(
             reported = True
             continue
         if not host.has(link, address) and (holder := _other_holder(link, address, host)) is not None:
-            if _is_service_link(holder):
+            if holder.is_service_link:
                 notices.append(f"{address} of {link.name} is on {holder.name}; its replies leave through {link.name}")
                 usable.sources.append(address)
             else:
@@ -239,11 +246,6 @@ def _other_holder(link: Link, address: IPAddress, host: Host) -> Link | None:
     """Return another link that has the address and keeps it."""
     found = (host.links[each] for each in host.holders.get(address, ()) if each != link.ifindex and each in host.links)
     return next(found, None)
-
-
-def _is_service_link(link: Link) -> bool:
-    """Return True for links on which load balancers put addresses that this host serves (kube-ipvs0 is a dummy)."""
-    return link.hardware == ARPHRD_LOOPBACK or link.kind == "dummy"
 
 
 def _take_ranges(usable: UsableInterface, given: set[IPNetwork], host: Host, withheld: list[Withheld]) -> None:

@@ -40,6 +40,11 @@ class Link:
     ipv6: IPv6Settings = IPv6Settings()
     ready: bool = True  # udev has finished with it
 
+    @property
+    def is_service_link(self) -> bool:
+        """True for links on which load balancers put addresses that this host serves (kube-ipvs0 is a dummy)."""
+        return self.hardware == ARPHRD_LOOPBACK or self.kind == "dummy"
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.spec import beyond_address
+from tests.system.netagent.wire import Wire
 from tests.system.service import ip, kernel_addresses, refresh, running_lab, status, wait_until_healthy
 
 
@@ -60,6 +61,28 @@ def test_address_only_on_lo_replies_through_its_interface(lab: Lab) -> None:
     assert egress_link(lab, address) == nic.name
     assert f"{address} of {nic.name} is on lo; its replies leave through {nic.name}" in status(lab)["notices"]
     assert all(lab.reachability().values())
+    assert {link["state"] for link in status(lab)["links"].values()} == {"ok"}
+
+
+@pytest.mark.parametrize("other", ["lo", "vip0"])
+@pytest.mark.parametrize("host", [11, 200], ids=["of the cloud", "of another program"])
+def test_address_on_lo_before_the_start_changes_no_form(lab: Lab, host: int, other: str) -> None:
+    """A reboot must end in the same state as an address that is added later. A secondary interface has no lease."""
+    nic, address = lab.nics[1], f"10.0.2.{host}"
+    lab.stop("fetcher")
+    with Wire(lab) as wire:
+        assert wire.ask(request="flush", id="reboot")["verdict"] == "applied"
+    if other != "lo":
+        lab.batch([f"link add {other} type bridge", f"link set {other} up"])
+    lab.batch([f"address add {address}/32 dev {other}"])
+    lab.start("fetcher")
+    lab.wait_for(lambda: nic.addresses[0] in kernel_addresses(lab), 20, "the address")
+    there = ip(lab, "address", "show", "dev", nic.name)[0]["addr_info"]
+    assert [each["prefixlen"] for each in there if each["local"] == nic.addresses[0]] == [24]
+    if (host, other) != (11, "vip0"):  # an address of the cloud on a bridge alone is an error
+        wait_until_healthy(lab)
+        assert {link["state"] for link in status(lab)["links"].values()} == {"ok"}
+        assert all(lab.reachability().values())
 
 
 def test_address_only_on_a_bridge_is_reported_with_its_key(lab: Lab) -> None:

@@ -543,7 +543,7 @@ def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
     for service in (Link(1, "lo", "", True, 65536, None, hardware=772), link(7, "kube-ipvs0", kind="dummy")):
         here = host(link(1), link(2), service, addresses=kernel_address(service.ifindex, "10.0.1.10/32"))
         found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), here)
-        assert link_addresses(found, 2) == ["10.0.1.11/32"]
+        assert link_addresses(found, 2) == ["10.0.1.11/24+"]
         assert rule(0, "10.0.1.10", BASE + 2) in found.rules
         assert service.name in found.notices[0]
 

@@ -28,6 +28,7 @@ def test_reload_during_a_reload_is_the_last_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(settings, "load", load)
     server: Any = object.__new__(Server)
     server._audit, server._config = SimpleNamespace(reopen=lambda: None), Path("/nowhere")
+    server._settings = Settings()
     monkeypatch.setattr(Server, "_settle_netfilter", lambda _: None)
     previous = signal.signal(signal.SIGHUP, server._reload)
     try:
