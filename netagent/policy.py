@@ -185,6 +185,10 @@ def check_protected(link: int, network: IPNetwork, view: View) -> None:
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
+    if not claims.within(network, given) and (gateway := view.main_gateway_inside(link, network)):
+        # For packets through a next hop the kernel prefers the source whose subnet contains it (inet_select_addr).
+        reason = f"{network} contains {gateway}, the gateway of main's default route on {view.name(link)}"
+        raise Refusal(f"{reason}, which has not learned this subnet", allow=allow_addresses(network))
 
 
 def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
@@ -421,6 +425,8 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} is loopback, multicast, broadcast or reserved")
     if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
         return
+    if view.main_discards(network.version) and not view.may_leave_tunnel(network):
+        raise Refusal(f"main's default route discards packets, also those to {network}", allow=allow_addresses(network))
     halves = [route for route in view.halves if claims.overlap(network, route.destination)]
     if halves and not view.may_leave_tunnel(network):
         reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"

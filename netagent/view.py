@@ -601,6 +601,10 @@ class View:
                 return f"the gateway of {subnet} by convention"
         return None
 
+    def main_gateway_inside(self, link: int, network: IPNetwork) -> IPAddress | None:
+        """Return the gateway of a default route in main on this link, if it is inside `network`."""
+        return next((each for each in self._main_gateways[link] if contains(network, single(each))), None)
+
     def _gateway_to_be(self, link: int, subnet: IPNetwork) -> IPAddress | None:
         """Return the first host of a subnet that the link has learned, if the subnet's gateway is not known.
 

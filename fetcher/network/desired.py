@@ -279,7 +279,8 @@ def _table(interface: Interface, link: Link, table: int, host: Host) -> list[Rou
             routes[subnet] = route
     far = [each for each in interface.subnets if interface.routed and not is_single(each)]
     own = set(interface.subnets)
-    far += [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
+    others = [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
+    far += [subnet for subnet in others if not within(subnet, host.config.exclude_addresses)]  # of pods (EKS)
     versions = {address.version for address in interface.addresses} - ({6} if off else set())
     gateway_routes = [each for each in _further_routes(interface, host) if each[0].version in versions]
     for version in sorted(versions):

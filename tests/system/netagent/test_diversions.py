@@ -297,6 +297,19 @@ def test_first_host_of_a_further_subnet_is_no_address(lab: Lab) -> None:
         assert wire.apply(address(ifindex(lab, "eth0"), "10.89.0.1/32"))["verdict"] == "applied"
 
 
+@pytest.mark.parametrize("length", [16, 24, 29])
+def test_subnet_around_the_gateway_of_a_single_address_is_refused(lab: Lab, length: int) -> None:
+    """For masquerade and packets without a source, the kernel prefers an address whose subnet has the next hop."""
+    primary = ifindex(lab, "eth1")
+    lab.batch(["address flush dev eth1", f"address add {MINE}/32 dev eth1"])
+    lab.batch(["route add default via 10.0.1.1 dev eth1 onlink"])
+    reason = refused(lab, address(primary, f"10.0.1.5/{length}"))
+    assert "10.0.1.1, the gateway of main's default route on eth1" in reason
+    with Wire(lab) as wire:
+        assert wire.apply(address(primary, "10.0.1.5/32"))["verdict"] == "applied"
+    assert f"src {MINE}" in lab.run(["ip", "route", "get", "198.51.100.10"]).stdout
+
+
 def test_subnet_and_a_part_of_it_are_added_together(lab: Lab) -> None:
     primary = ifindex(lab, "eth1")
     with Wire(lab) as wire:

@@ -450,6 +450,13 @@ def test_a_kill_switch_in_main_is_not_looked_up_before_other_rules(lab: Lab, kin
     main = main_rule(network)
     lab.run(["sh", "-c", f"ip {family} route flush default; ip {family} route add {kind} default metric 4278198272"])
     assert "main's default route discards packets" in refused(lab, main)
+    secondary = ifindex(lab, "eth0")
+    mine, wide, via = ("10.0.2.10/24", "8.0.0.0/7", "10.0.2.1")
+    if ":" in network:  # the kernel looks up the route again with the source that it has chosen in spite of that route
+        mine, wide, via = ("fd00:2::10/64", "2000::/3", "fd00:2::1")
+    assert "main's default route discards packets" in refused(
+        lab, address(secondary, mine), route(secondary, wide, via)
+    )
     gateway = "fe80::1" if ":" in network else "10.0.1.1"
     some = "from fd00:7::/64" if ":" in network else "tos 0x10"
     lab.run(["sh", "-c", f"ip {family} route add default {some} via {gateway} dev eth1 metric 10"])

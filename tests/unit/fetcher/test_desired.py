@@ -626,6 +626,15 @@ def test_manage_primary_configures_only_the_primary() -> None:
     assert found.unmanaged == set()
 
 
+def test_excluded_subnets_are_left_to_main() -> None:
+    """EKS: the plugin adds a host route for each pod in the subnets of further interfaces."""
+    excluded = tuple(map(ip_network, ("10.0.2.0/24",)))
+    here, cloud = host(link(1), link(2)), instance(interface(1), interface(2), interface(3))
+    found = wanted(cloud, here, manage=Manage.PRIMARY, exclude_addresses=excluded)
+    assert "10.0.3.0/24 via 10.0.1.1" in routes(found, 2)
+    assert "10.0.2.0/24 via 10.0.1.1" not in routes(found, 2)
+
+
 def forwarded(*ranges: str, here: Actual | None = None, **config: Any) -> Desired:
     """Return the goal for an interface with these ranges on GCP, where they become local routes."""
     one = interface(1, ranges=tuple(map(ip_network, ranges)))
