@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from cloud_network.fetcher.config import Config, Prefixes
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
 from cloud_network.fetcher.network.objects import (
-    ARPHRD_LOOPBACK,
     Actual,
     Address,
     Cause,
@@ -103,7 +102,7 @@ def index_host(
         if not (kernel.owned and instance.complete and ifindex not in unmanaged):  # those are removed or wanted
             holders[address] += (ifindex,)
     links = {link.ifindex: link for link in actual.links}
-    virtual = {link.ifindex for link in actual.links if _is_virtual(link, config)}
+    virtual = {link.ifindex for link in actual.links if not link.may_be_of_cloud(config.allow_kinds)}
     networks = IntervalIndex(
         Interval.around(address, kernel.address.prefix, ifindex)
         for (ifindex, address), kernel in actual.addresses.items()
@@ -115,11 +114,6 @@ def index_host(
         if not kernel.owned or not instance.may_remove:
             with_length[Interval.around(address, kernel.address.prefix, ifindex)] |= {address}
     return Host(instance, config, actual, rejections, links, holders, networks, with_length)
-
-
-def _is_virtual(link: Link, config: Config) -> bool:
-    """Return True for loopback, and a link of a kind that AllowKinds= lacks."""
-    return link.hardware == ARPHRD_LOOPBACK or (link.kind is not None and link.kind not in config.allow_kinds)
 
 
 def usable_interfaces(

@@ -9,7 +9,7 @@ from ipaddress import ip_interface
 
 from cloud_network.fetcher.config import Config, Manage
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface
-from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual, Link
+from cloud_network.fetcher.network.objects import Actual, Link
 from cloud_network.netagent.claims import is_excluded
 
 Matches = Mapping[str, Link]
@@ -27,7 +27,12 @@ def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Ma
     by_index = {link.ifindex: link for link in links}
     found = defaultdict[str, list[Link]](list)
     for link in by_index.values():
-        if link.mac in macs and link.ready and _may_be_of_cloud(link, config) and not _is_port(link, by_index):
+        if (
+            link.mac in macs
+            and link.ready
+            and link.may_be_of_cloud(config.allow_kinds)
+            and not _is_port(link, by_index)
+        ):
             found[link.mac].append(link)
     return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
@@ -133,10 +138,6 @@ def _with_lease(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> 
     networks = [held[each.ip].network for each in known if each.ip in held]
     subnets = [*interface.subnets, *(network for network in networks if network.prefixlen < network.max_prefixlen)]
     return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
-
-
-def _may_be_of_cloud(link: Link, config: Config) -> bool:
-    return link.hardware == ARPHRD_ETHER and link.kind in (None, *config.allow_kinds)
 
 
 def _is_port(link: Link, links: Mapping[int, Link]) -> bool:

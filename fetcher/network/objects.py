@@ -40,6 +40,10 @@ class Link:
     ipv6: IPv6Settings = IPv6Settings()
     ready: bool = True  # udev has finished with it
 
+    def may_be_of_cloud(self, allow_kinds: Collection[str]) -> bool:
+        """Return True for an Ethernet link without an rtnetlink kind, or of one that AllowKinds= names."""
+        return self.hardware == ARPHRD_ETHER and self.kind in (None, *allow_kinds)
+
     @property
     def is_service_link(self) -> bool:
         """True for links on which load balancers put addresses that this host serves (kube-ipvs0 is a dummy)."""
