@@ -401,9 +401,12 @@ class Reconciler:
         for number, part in enumerate(components(ops, base, partial(self._role, comparison))):
             if number and results.must_stop():
                 return True
-            check = Confirmation(self._provider, comparison, part, self._config)
-            outcome = transact(agent, part, self._config.confirm_timeout, check.failure)
-            results.attempts.append(Attempt.of(outcome))
+            outcome, check = self._transact(agent, comparison, part, results)
+            if _is_refused_removal(outcome, part):
+                part = _without_refused(part, agent.check(part).refusals, results)
+                if not part:
+                    continue
+                outcome, check = self._transact(agent, comparison, part, results)
             if outcome.verdict == Verdict.CONFIRMED:
                 self._count_confirmed(part, results)
                 continue
@@ -419,6 +422,15 @@ class Reconciler:
             if any(link_of(op, base) == COMMON for op in part):
                 break  # the other links' rules need the rules that belong to no link: plan them with another part
         return again
+
+    def _transact(
+        self, agent: Netagent, comparison: Comparison, ops: Plan, results: _PassResults
+    ) -> tuple[Outcome, Confirmation]:
+        """Apply and confirm changes of one link, or roll them back."""
+        check = Confirmation(self._provider, comparison, ops, self._config)
+        outcome = transact(agent, ops, self._config.confirm_timeout, check.failure)
+        results.attempts.append(Attempt.of(outcome))
+        return outcome, check
 
     def _count_confirmed(self, ops: Plan, results: _PassResults) -> None:
         logger.info("netagent: %s confirmed", count_changes(len(ops)))
@@ -514,6 +526,12 @@ def _held_texts(comparison: Comparison) -> list[str]:
         with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {held.reason}", held.seconds_left)
         for link, held in comparison.held.items()
     ]
+
+
+def _is_refused_removal(outcome: Outcome, ops: Plan) -> bool:
+    """Return True if netagent refuses a removal that it has accepted together with the changes of other links."""
+    refused = outcome.refused
+    return refused is not None and refused.position is not None and is_removal(ops[refused.position])
 
 
 def _without_refused(ops: Plan, refusals: Iterable[Refused], results: _PassResults) -> Plan:

@@ -535,41 +535,40 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
 
 def may_select(rule: RuleAdd, link: int, view: View) -> bool:
     """Return True if the rule selects only addresses that belong to the link."""
+    return is_justified(rule, link, view) and not selects_others(rule, link, view)
+
+
+def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
+    """Return True if addresses that the rule selects belong to the link, whatever other links have.
+
+    A single source belongs to it if the link has it, also if another link has it, too (no request can make such a
+    duplicate), or if a local range of the link contains it. If only lo or virtual links have it: see is_used_inside.
+    """
     network = rule.selector
     if rule.to:
         held = any(each.is_local for each in view.entries(link, network.network_address))
         return is_single(network) and not rule.local and held
+    in_range = any(True for _ in view.local_ranges.containing(link, network))
     if is_single(network):
-        return is_source(network, link, view)
-    if view.held_elsewhere(link, network) is not None:
-        return False
-    ranges = view.local_ranges.links(network)
+        holders = view.holders(network.network_address)
+        return link in holders or (is_used_inside(holders, network, link, view) if holders else in_range)
     if rule.local:
-        return ranges | view.held.links(network) == {link} and view.is_on_link(link, network)
+        users = view.local_ranges.links(network) | view.held.links(network)
+        return link in users and view.is_on_link(link, network)
     # It also selects forwarded packets: only for a range of the link.
-    others = ranges - {link}
-    if others and not is_used_inside(others, network, link, view):
-        return False
-    if not others and any(True for _ in view.local_ranges.containing(link, network)):
-        return True
     in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
-    return in_subnet and claims.range_limit(network, view.on_link(link, network)) is None
+    return in_range or (in_subnet and claims.range_limit(network, view.on_link(link, network)) is None)
 
 
-def is_source(network: IPNetwork, link: int, view: View) -> bool:
-    """Return True if an address belongs to the link.
-
-    It does if the link has it, even if another link has it, too (no request can make such a duplicate), or if no link
-    has it and only local ranges of this link contain it. If only lo or virtual links have it: see is_used_inside.
-    """
-    ip = network.network_address
-    holders = view.holders(ip)
-    if link in holders:
-        return True
-    if not holders:
-        given = [other for _, other in view.local_ranges.around(network)]
-        return bool(given) and all(other == link for other in given)
-    return is_used_inside(holders, network, link, view)
+def selects_others(rule: RuleAdd, link: int, view: View) -> bool:
+    """Return True if the rule also selects addresses or local ranges that do not belong to the link."""
+    network = rule.selector
+    holders, ranges = view.held.links(network) - {link}, view.local_ranges.links(network) - {link}
+    if rule.to or (is_single(network) and view.holders(network.network_address)):
+        return False
+    if is_single(network) or rule.local:
+        return bool(holders | ranges)
+    return bool(holders) or (bool(ranges) and not is_used_inside(ranges, network, link, view))
 
 
 def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:

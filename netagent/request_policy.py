@@ -27,7 +27,7 @@ from .operations import (
     RuleRemove,
     Undo,
 )
-from .policy import Refusal, check_one, may_select, needs_main
+from .policy import Refusal, check_one, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
 from .view import View, asks_main, rule_key
 
@@ -173,7 +173,11 @@ def is_managed(link: int, view: View) -> bool:
 
 
 def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
-    """Yield a refusal of each operation after which a rule selects addresses that its link no longer has."""
+    """Yield a refusal of each operation after which a rule selects addresses that its link no longer has.
+
+    That it also selects addresses of other links is no reason: they may have got these since, and then the repair would
+    be refused.
+    """
     lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
         if each.lost is not None:
@@ -185,7 +189,7 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
         for _, rule in chain.from_iterable(found):
             if rule in justified:
                 continue
-            if not may_select(rule, link, view):
+            if not is_justified(rule, link, view):
                 where = f"rule {rule.priority} from {rule.selector}"
                 yield Refused(f"{where} depends on it; remove the rule in the same request", position)
                 break

@@ -501,6 +501,17 @@ def test_a_range_that_moves_to_another_link_leaves_no_rule(lab: Lab, wire: Wire)
     assert "depends on it" in reason(wire, route(other, "10.88.0.0/24", table=255))
 
 
+def test_a_rule_that_another_links_address_made_wrong_blocks_no_repair(lab: Lab, wire: Wire) -> None:
+    """A compromised fetcher has added both /32; the repaired one removes them link by link."""
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    selects = rule("10.87.0.0/24", table(lab), local=True)
+    apply(wire, address(on, "10.87.0.10/24"), selects)
+    for lost in (address(other, "10.87.0.127/32"), route(other, "10.87.0.100/32", table=255)):
+        apply(wire, address(on, "10.87.0.66/32"), lost)
+        apply(wire, address(on, "10.87.0.66/32", "address_remove"))
+    assert "depends on it" in reason(wire, address(on, "10.87.0.10/24", "address_remove")), "the link would lose all"
+
+
 def test_a_rule_inside_a_subnet_goes_with_the_subnet(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     apply(wire, address(on, "10.87.0.10/24"), main_rule(), rule("10.87.0.64/26", table(lab), 31020))

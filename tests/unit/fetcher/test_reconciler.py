@@ -434,6 +434,27 @@ def test_refused_removal_does_not_stop_what_is_left(world: World, reconciler: Re
     assert addresses(world) == {"10.0.1.10", "10.0.1.11", "10.0.2.10", "10.0.3.10"}
 
 
+def test_removal_refused_for_one_link_alone_stops_nothing(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """netagent accepts it with the changes of the other links, but each link is changed by itself."""
+
+    def judge(request: Request) -> None:
+        ops = request.ops if isinstance(request, Check | Apply) else ()
+        alone = len({op.link for op in ops if isinstance(op, AddressAdd | AddressRemove)}) == 1
+        world.refuse = lambda op: "a rule depends on it" if alone and is_removal_of(op, "10.0.1.11") else None
+
+    world.actual = host(link(1), link(2), link(3))
+    one = interface(1, "10.0.1.10", "10.0.1.11")
+    refresh(reconciler, instance(one, interface(2), interface(3)))
+    world.before_answer = judge
+    changed = [interface(number, f"10.0.{number}.10", f"10.0.{number}.12") for number in range(1, 4)]
+    reports = []
+    for _ in range(3):
+        reports.append(refresh(reconciler, instance(*changed)))
+        clock.advance(60)
+    assert addresses(world) == {f"10.0.{number}.{host}" for number in range(1, 4) for host in (10, 12)} | {"10.0.1.11"}
+    assert any("a rule depends on it; other changes are applied" in str(report.netagent) for report in reports)
+
+
 def test_rules_of_no_link_outlive_the_first_links_rollback(world: World, reconciler: Reconciler) -> None:
     """They are added with the first link, and the rules of all other links need them."""
     world.actual = host(link(1), link(2), link(3))
