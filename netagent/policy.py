@@ -352,6 +352,8 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
     if not is_single(network) and (other := next(view.subnets_elsewhere(op.link, network), None)) is not None:
         raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
+    if (peer := view.peer_inside(network)) is not None:
+        raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")

@@ -512,6 +512,10 @@ class View:
         """Return True if this is the peer of an address, on any link."""
         return ip in self._peers
 
+    def peer_inside(self, network: IPNetwork) -> IPAddress | None:
+        """Return a peer of an address of any link inside `network`."""
+        return next((each for each in self._peers if contains(network, single(each))), None)
+
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
         return next((each.network_address for each, _ in self.held.elsewhere(link, network)), None)

@@ -144,6 +144,7 @@ def test_peer_of_an_address_is_not_claimed(lab: Lab, peer: str) -> None:
     lab.wait_for(lambda: "tentative" not in lab.run(["ip", "address"]).stdout)
     here, other = ifindex(lab, "eth1"), ifindex(lab, "eth0")
     assert "is the peer of an address" in refused(lab, address(here, peer))
+    assert "the peer of an address" in refused(lab, route(here, peer, table=255))
     for op in (address(other, peer), on_link(other, peer), route(other, peer, table=255)):
         assert "another program routes by eth1" in refused(lab, op)
 
