@@ -222,8 +222,7 @@ def check_edges(op: AddressAdd, view: View) -> None:
     address as for this host's own (the subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
-    near = [network, *(subnet for subnet, _ in view.subnets.around(single(ip)))]
-    if any(claims.is_edge(ip, each) for each in near):
+    if claims.is_edge(ip, network) or view.is_edge(ip):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
     if network.prefixlen >= network.max_prefixlen - 1:
         return
@@ -352,6 +351,8 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
     if not is_single(network) and (other := next(view.subnets_elsewhere(op.link, network), None)) is not None:
         raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
+    if is_single(network) and view.is_edge(network.network_address):
+        raise Refusal(f"{network} is the network's or broadcast address of its subnet")
     if (peer := view.peer_inside(network)) is not None:
         raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)

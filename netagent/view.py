@@ -512,6 +512,10 @@ class View:
         """Return True if this is the peer of an address, on any link."""
         return ip in self._peers
 
+    def is_edge(self, ip: IPAddress) -> bool:
+        """Return True for the network or broadcast address of a subnet of any link."""
+        return any(claims.is_edge(ip, subnet) for subnet, _ in self.subnets.around(single(ip)))
+
     def peer_inside(self, network: IPNetwork) -> IPAddress | None:
         """Return a peer of an address of any link inside `network`."""
         return next((each for each in self._peers if contains(network, single(each))), None)

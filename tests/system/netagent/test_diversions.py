@@ -311,6 +311,16 @@ def test_subnet_around_the_gateway_of_a_single_address_is_refused(lab: Lab, leng
     assert f"src {MINE}" in lab.run(["ip", "route", "get", "198.51.100.10"]).stdout
 
 
+def test_edge_of_a_subnet_is_neither_address_nor_range(lab: Lab) -> None:
+    primary = ifindex(lab, "eth1")
+    lab.batch(["address add 10.83.0.1/24 dev eth0", "link set eth0 down"])  # so it has no broadcast route
+    for link, edge in ((primary, "10.0.1.0/32"), (ifindex(lab, "eth0"), "10.83.0.255/32")):
+        for op in (address(link, edge), route(link, edge, table=255)):
+            assert "is the network's or broadcast address" in refused(lab, op)
+    with Wire(lab) as wire:
+        assert wire.apply(route(primary, "10.0.1.240/28", table=255))["verdict"] == "applied", "a delegated prefix"
+
+
 def test_subnet_and_a_part_of_it_are_added_together(lab: Lab) -> None:
     primary = ifindex(lab, "eth1")
     with Wire(lab) as wire:
