@@ -230,6 +230,8 @@ def check_edges(op: AddressAdd, view: View) -> None:
     for edge in ends[ip.version]:
         if use := view.protects(edge):
             raise Refusal(f"{edge}, an end of {network}, is {use}")
+        if view.has_peer(edge):
+            raise Refusal(f"{edge}, an end of {network}, is the peer of an address of this host")
         if holders := view.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
         ranges = (each for each, _ in view.local_ranges.around(single(edge)))

@@ -58,7 +58,8 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_OPTIMISTIC, IFA_F_DADFAILED = 0x01, 0x02, 0x04, 0x08
 IFA_F_TENTATIVE, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x40, 0x80, 0x200
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_LINK_NETNSID = 1, 3, 4, 5, 18, 37
+IFLA_INFO_KIND = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_NH_ID = 9, 12, 15, 18, 21, 30
@@ -71,6 +72,8 @@ RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 FR_ACT_TO_TBL, FR_ACT_GOTO, FIB_RULE_INVERT = 1, 2, 2
+SHARING_KINDS = ("macvlan", "ipvlan")
+"""Kinds of links that send and receive on the wire of another link, and so are in its subnets."""
 _FRA_UNDERSTOOD = {
     *(FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK, FRA_FLOW),  # FRA_FLOW selects nothing
     *(FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL),
@@ -95,6 +98,7 @@ class Link:
     up: bool
     loopback: bool
     mac: str = ""
+    parent: int = 0  # ifindex of the link whose packets a macvlan or ipvlan shares; 0: none in this namespace
 
     @property
     def identity(self) -> str:
@@ -419,15 +423,18 @@ def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
 def decode_link(body: bytes) -> Link:
     """Return the link of an RTM_NEWLINK message."""
     (_, _, index, flags, _), found = _unpack(IFINFOMSG, body)
-    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND)
+    packed_kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND)
+    kind = None if packed_kind is None else _text(packed_kind)
+    has_parent = kind in SHARING_KINDS and IFLA_LINK_NETNSID not in found
     return Link(
         index=index,
         name=_text(found[IFLA_IFNAME]),
         mtu=_u32(found, IFLA_MTU),
-        kind=None if kind is None else _text(kind),
+        kind=kind,
         up=bool(flags & IFF_UP),
         loopback=bool(flags & IFF_LOOPBACK),
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        parent=_u32(found, IFLA_LINK) if has_parent else 0,
     )
 
 

@@ -310,10 +310,17 @@ class View:
             link=link,
             gateway=gateway,
             discards=route.kind in _DISCARDS,
-            by_cloud=on_cloud and by_router,
+            by_cloud=(on_cloud and by_router) or self._is_subnet_of_child(route, hop),
             by_kernel=on_cloud and (to_gateway or self._is_connected(route, hop)),
             is_local=route.table == TABLE_LOCAL,
         )
+
+    def _is_subnet_of_child(self, route: Route, hop: NextHop) -> bool:
+        """Return True for the connected route of a macvlan or ipvlan on an interface, which has the same neighbours."""
+        found = self.links.get(hop.link)
+        parent = found.parent if found is not None else 0
+        managed = self.is_cloud(parent) and parent not in self._excluded
+        return managed and not hop.encapsulates and self._is_connected(route, hop)
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""

@@ -149,6 +149,31 @@ def test_peer_of_an_address_is_not_claimed(lab: Lab, peer: str) -> None:
         assert "another program routes by eth1" in refused(lab, op)
 
 
+def test_peer_is_no_end_of_a_network(lab: Lab) -> None:
+    lab.batch(["address add 10.0.1.10 peer 10.77.0.127/32 dev eth1"])
+    reason = refused(lab, address(ifindex(lab, "eth1"), "10.77.0.5/25"))
+    assert reason == "10.77.0.127, an end of 10.77.0.0/25, is the peer of an address of this host"
+
+
+def test_macvlan_of_an_interface_has_its_subnet(lab: Lab) -> None:
+    """Docker's macvlan networks: a macvlan of the host reaches the containers, which have one each."""
+    lab.batch(["link set eth0 up", "link add mv0 link eth0 type macvlan mode bridge"])
+    lab.batch(["address add 10.86.0.60/24 dev mv0", "link set mv0 up", "route add 10.86.0.128/26 dev mv0"])
+    secondary, primary = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    assert "10.86.0.128/26, which another program routes by mv0" in refused(lab, address(secondary, "10.86.0.130/32"))
+    assert "overlaps 10.86.0.0/24" in refused(lab, address(secondary, "10.86.0.10/16"))
+    through = route(primary, "10.86.0.0/24", "10.0.1.1", table=9999 + primary)
+    with Wire(lab) as wire:
+        own = wire.apply(address(secondary, "10.86.0.10/32"), on_link(secondary, "10.86.0.0/24"), through)
+        assert own["verdict"] == "refused", "the part of the containers"
+    lab.batch(["route del 10.86.0.128/26 dev mv0"])
+    with Wire(lab) as wire:
+        own = wire.apply(address(secondary, "10.86.0.10/32"), on_link(secondary, "10.86.0.0/24"), through)
+        assert own["verdict"] == "applied", own
+    lab.batch(["link del mv0", "link add br0 type bridge", "address add 10.87.0.60/24 dev br0", "link set br0 up"])
+    assert "another program routes by br0" in refused(lab, address(secondary, "10.87.0.10/32"))
+
+
 def test_part_of_a_tunnels_link_local_network_stays_with_it(lab: Lab) -> None:
     """Tunnels of a cloud's VPN have such addresses. The route of the whole 169.254.0.0/16 may be any link's."""
     add_vpn(lab, "169.254.10.0/24 dev wg0", "169.254.0.0/16 dev wg0")
