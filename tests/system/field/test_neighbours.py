@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.lab import Lab, Spec
+from tests.system.netagent.wire import Wire
 from tests.system.service import (
     CONFIG,
     ip,
@@ -43,6 +44,20 @@ def test_macvlan_child_is_left_alone(lab: Lab) -> None:
     assert refresh(lab) == "ok"
     assert all(lab.reachability().values())
     assert held.alive()
+
+
+def test_macvlan_child_with_the_subnet_before_the_start_is_left_alone(lab: Lab) -> None:
+    """After a reboot, a service of the operator may set it up first. A secondary interface has no lease."""
+    nic = lab.nics[1]
+    lab.stop("fetcher")
+    with Wire(lab) as wire:
+        assert wire.ask(request="flush", id="reboot")["verdict"] == "applied"
+    lab.batch([f"link set {nic.name} up", f"link add link {nic.name} name child0 type macvlan mode bridge"])
+    lab.batch(["link set child0 up", "address add 10.0.2.200/24 dev child0"])
+    lab.start("fetcher")
+    lab.wait_for(lambda: set(nic.addresses) <= kernel_addresses(lab), 20, "the addresses")
+    wait_until_healthy(lab)
+    assert all(lab.reachability().values())
 
 
 def test_child_link_with_the_interfaces_mac_is_not_matched(lab: Lab) -> None:
