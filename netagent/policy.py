@@ -437,6 +437,8 @@ def check_destination(op: RouteReplace, view: View) -> None:
         reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
         raise Refusal(reason, allow=allow_addresses(network))
     for route in view.host_routes(network):
+        if route.is_local:
+            continue  # table local comes first: see check_rule_add
         same = (route.link, route.gateway) == (op.link, op.gateway)
         of_cloud = same or route.by_cloud or route.by_kernel or claims.is_wide_link_local(route.destination, network)
         if route.discards or not of_cloud:

@@ -174,6 +174,17 @@ def test_macvlan_of_an_interface_has_its_subnet(lab: Lab) -> None:
     assert "another program routes by br0" in refused(lab, address(secondary, "10.87.0.10/32"))
 
 
+def test_local_range_of_another_program_keeps_no_subnet_out_of_a_table(lab: Lab) -> None:
+    """Rules come after the one for table local, so the range stays local (AnyIP)."""
+    lab.batch(["route add local 10.0.1.208/28 dev lo"])
+    secondary = ifindex(lab, "eth0")
+    own, through = address(secondary, "10.0.2.10/24"), route(secondary, "10.0.1.0/24", "10.0.2.1")
+    with Wire(lab) as wire:
+        assert wire.apply(own, through, main_rule(), rule("10.0.2.10", 9999 + secondary))["verdict"] == "applied"
+    path = lab.run(["ip", "route", "get", "10.0.1.210", "from", "10.0.2.10"]).stdout
+    assert "local 10.0.1.210" in path
+
+
 def test_part_of_a_tunnels_link_local_network_stays_with_it(lab: Lab) -> None:
     """Tunnels of a cloud's VPN have such addresses. The route of the whole 169.254.0.0/16 may be any link's."""
     add_vpn(lab, "169.254.10.0/24 dev wg0", "169.254.0.0/16 dev wg0")
