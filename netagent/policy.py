@@ -469,8 +469,12 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     elif op.selector.prefixlen:
         link = claims.link_of_table(op.table, view.settings.route_table_base)
         check_link(link, view)
-        if not may_select(op, link, view):
+        if not is_justified(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
+        if (other := other_user(op, link, view)) is not None:
+            raise Refusal(
+                f"{op.selector} is no address or range of {view.name(link)} alone: {view.name(other)} has some"
+            )
         if claims.is_link_local(op.selector):
             raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
@@ -540,11 +544,6 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     return op.inverse(before)
 
 
-def may_select(rule: RuleAdd, link: int, view: View) -> bool:
-    """Return True if the rule selects only addresses that belong to the link."""
-    return is_justified(rule, link, view) and not selects_others(rule, link, view)
-
-
 def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     """Return True if addresses that the rule selects belong to the link, whatever other links have.
 
@@ -567,15 +566,15 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     return in_range or (in_subnet and claims.range_limit(network, view.on_link(link, network)) is None)
 
 
-def selects_others(rule: RuleAdd, link: int, view: View) -> bool:
-    """Return True if the rule also selects addresses or local ranges that do not belong to the link."""
+def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
+    """Return another link that has addresses or local ranges that the rule selects; None if they belong to `link`."""
     network = rule.selector
-    holders, ranges = view.held.links(network) - {link}, view.local_ranges.links(network) - {link}
     if rule.to or (is_single(network) and view.holders(network.network_address)):
-        return False
-    if is_single(network) or rule.local:
-        return bool(holders | ranges)
-    return bool(holders) or (bool(ranges) and not is_used_inside(ranges, network, link, view))
+        return None
+    holders, ranges = view.held.links(network) - {link}, view.local_ranges.links(network) - {link}
+    if not (is_single(network) or rule.local) and ranges and is_used_inside(ranges, network, link, view):
+        ranges = set()
+    return min(holders | ranges, default=None)
 
 
 def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
