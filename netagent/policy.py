@@ -482,7 +482,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     elif view.main_discards(op.selector.version):
         move = "move that route to a table of its own, with a rule after those of cloud-network"
         raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
-    if needs_main(rule_key(op), op.suppress, view) and not view.main_comes_before(op.selector.version, op.priority):
+    if needs_main(rule_key(op), op.suppress, op.local, view) and not view.main_comes_before(
+        op.selector.version, op.priority
+    ):
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
@@ -494,13 +496,20 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     return op.inverse()
 
 
-def needs_main(rule: RuleKey, suppress: bool, view: View) -> bool:
+def needs_main(rule: RuleKey, suppress: bool, local: bool, view: View) -> bool:
     """Return True for a rule that must come after one for main, for main's more specific routes (of a VPN or CNI).
 
-    Such a rule can use the default route of a link's table, or selects the address of a bridge or tunnel with a network
-    of its own: the link's table may have a subnet that contains this network.
+    Such a rule can use the default route of a link's table. Or the table may have a subnet on link that contains routes
+    of other programs in main: for packets from the address of a bridge or tunnel with a network of its own, and for
+    packets that this host forwards between pods.
     """
-    return rule.table != TABLE_MAIN and (not suppress or view.has_virtual_network(rule.selector))
+    if rule.table == TABLE_MAIN:
+        return False
+    if not suppress or view.has_virtual_network(rule.selector):
+        return True
+    link = claims.link_of_table(rule.table, view.settings.route_table_base)
+    forwards = rule.selector.prefixlen > 0 and not (rule.to or local or is_single(rule.selector))
+    return forwards and view.is_divided(link, rule.selector)
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:

@@ -110,7 +110,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
     if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
         same_family = earlier.selector.version == op.selector.version
-        return same_family and asks_main(earlier) and needs_main(rule_key(op), op.suppress, view)
+        return same_family and asks_main(earlier) and needs_main(rule_key(op), op.suppress, op.local, view)
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):
@@ -138,9 +138,9 @@ def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refuse
     for each in accepted:
         if isinstance(each.op, RuleRemove) and asks_main(each.op):
             removed.setdefault(each.op.selector.version, each.position)
-    for key, (suppress, _) in view.rules.items() if removed else ():
+    for key, (suppress, local) in view.rules.items() if removed else ():
         version = key.selector.version
-        needs = version in removed and needs_main(key, suppress, view)
+        needs = version in removed and needs_main(key, suppress, local, view)
         if needs and not view.main_comes_before(version, key.priority):
             position = removed.pop(version)
             yield Refused(f"cloud-network's rule {key.priority} must come after it; remove that rule, too", position)

@@ -119,6 +119,7 @@ class View:
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self._gateway_networks: NetworkIndex[IPAddress] = NetworkIndex()  # the same, as /32 or /128
+        self._divided: dict[IPNetwork, bool] = {}  # see _has_foreign_part; requests do not change foreign routes
         self.counts = AddressCounts()
         self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
@@ -514,6 +515,16 @@ class View:
         entries = [each for link in holders for each in self.entries(link, network.network_address)]
         has_network = any(each.peer is not None or self.network_of(each) is not None for each in entries)
         return has_network and not any(map(self.is_cloud, holders))
+
+    def is_divided(self, link: int, network: IPNetwork) -> bool:
+        """Return True if another program routes a part of a subnet of the link that contains `network` elsewhere."""
+        return any(map(self._has_foreign_part, self.subnets.containing(link, network)))
+
+    def _has_foreign_part(self, subnet: IPNetwork) -> bool:
+        if subnet not in self._divided:
+            inside = (each for each in self.host_routes(subnet) if each.destination.prefixlen > subnet.prefixlen)
+            self._divided[subnet] = any(not each.by_cloud for each in inside if not each.is_local)
+        return self._divided[subnet]
 
     def has_peer(self, ip: IPAddress) -> bool:
         """Return True if this is the peer of an address, on any link."""

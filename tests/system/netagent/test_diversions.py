@@ -185,6 +185,25 @@ def test_local_range_of_another_program_keeps_no_subnet_out_of_a_table(lab: Lab)
     assert "local 10.0.1.210" in path
 
 
+def test_packets_between_pods_keep_their_route(lab: Lab) -> None:
+    """Another program gives pods addresses of the interface's subnet, and routes each to its pod."""
+    pods = ("10.0.1.70/32", "10.0.1.71/32")
+    lab.batch(["link add br0 type bridge", "link set br0 up", *(f"route add {pod} dev br0" for pod in pods)])
+    lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    primary = ifindex(lab, "eth1")
+    table = 9999 + primary
+    subnet, first = on_link(primary, "10.0.1.0/24"), rule("10.0.1.64/26", table, 31000)
+    assert "has no rule `lookup main" in refused(lab, subnet, main_rule(), first)
+    with Wire(lab) as wire:
+        last = rule("10.0.1.64/26", table, 31020)
+        assert wire.apply(subnet, main_rule(), last)["verdict"] == "applied"
+        path = lab.run(["ip", "route", "get", "10.0.1.70", "from", "10.0.1.71", "iif", "br0"]).stdout
+        assert "dev br0" in path
+        assert "must come after it" in wire.apply({**main_rule(), "op": "rule_remove"})["reason"]
+        lab.batch([f"route del {pod} dev br0" for pod in pods])
+        assert wire.apply(first)["verdict"] == "applied"
+
+
 def test_part_of_a_tunnels_link_local_network_stays_with_it(lab: Lab) -> None:
     """Tunnels of a cloud's VPN have such addresses. The route of the whole 169.254.0.0/16 may be any link's."""
     add_vpn(lab, "169.254.10.0/24 dev wg0", "169.254.0.0/16 dev wg0")
