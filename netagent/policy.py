@@ -501,15 +501,16 @@ def needs_main(rule: RuleKey, suppress: bool, local: bool, view: View) -> bool:
 
     Such a rule can use the default route of a link's table. Or the table may have a subnet on link that contains routes
     of other programs in main: for packets from the address of a bridge or tunnel with a network of its own, and for
-    packets that this host forwards between pods.
+    packets that this host forwards, between pods or to a published port.
     """
     if rule.table == TABLE_MAIN:
         return False
     if not suppress or view.has_virtual_network(rule.selector):
         return True
     link = claims.link_of_table(rule.table, view.settings.route_table_base)
-    forwards = rule.selector.prefixlen > 0 and not (rule.to or local or is_single(rule.selector))
-    return forwards and view.is_divided(link, rule.selector)
+    has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
+    is_range = rule.selector.prefixlen > 0 and not (rule.to or local or is_single(rule.selector))
+    return bool(is_range or has_arrived) and view.is_divided(link, rule.selector)
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:

@@ -517,8 +517,8 @@ class View:
         return has_network and not any(map(self.is_cloud, holders))
 
     def is_divided(self, link: int, network: IPNetwork) -> bool:
-        """Return True if another program routes a part of a subnet of the link that contains `network` elsewhere."""
-        return any(map(self._has_foreign_part, self.subnets.containing(link, network)))
+        """Return True if another program routes a part of a subnet of the link that overlaps `network` elsewhere."""
+        return any(map(self._has_foreign_part, self.subnets.overlapping(link, network)))
 
     def _has_foreign_part(self, subnet: IPNetwork) -> bool:
         if subnet not in self._divided:

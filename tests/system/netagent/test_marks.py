@@ -310,6 +310,16 @@ def test_packets_that_another_program_marks_keep_their_route(
         lab.run(["ip", family, "rule", "del", "pref", "32000"])
 
 
+def test_published_pods_inside_the_subnet_keep_their_route(lab: Lab, on: Links, wire: Wire) -> None:
+    """The link's table has its whole subnet on link; main has a route to each pod there."""
+    lab.batch(["link add pods type bridge", "link set pods up", "route add 10.0.1.70/32 dev pods"])
+    arrived = mark_rule(on.primary, ARRIVAL | 1)
+    assert wire.apply(table((on.primary, 1)), mark_rule(on.primary, 1))["verdict"] == "applied"
+    assert "has no rule `lookup main" in wire.apply(arrived)["reason"]
+    lab.batch(["link del pods"])
+    assert wire.apply(arrived)["verdict"] == "applied"
+
+
 def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wire: Wire) -> None:
     assert wire.apply(table((on.primary, 1)), mark_rule(on.primary, 1))["verdict"] == "applied"
     assert "depends on it" in wire.apply(table())["reason"]
