@@ -510,7 +510,8 @@ def needs_main(rule: RuleKey, suppress: bool, local: bool, view: View) -> bool:
     link = claims.link_of_table(rule.table, view.settings.route_table_base)
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
     is_range = rule.selector.prefixlen > 0 and not (rule.to or local or is_single(rule.selector))
-    return bool(is_range or has_arrived) and view.is_divided(link, rule.selector)
+    of_others = is_range or has_arrived or view.is_virtual_address(rule.selector)
+    return bool(of_others) and view.is_divided(link, rule.selector)
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:

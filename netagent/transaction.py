@@ -42,7 +42,7 @@ from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
-from .view import Owned, OwnRoute, View, rule_key, uses_ifa_proto
+from .view import Owned, OwnRoute, View, asks_main, rule_key, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
@@ -148,7 +148,7 @@ class Transaction:
 
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
         """Carry out `ops`, except those that must not be. Rules are added last, when their addresses are back."""
-        rules = [op for op in ops if isinstance(op, RuleAdd)]
+        rules = sorted((op for op in ops if isinstance(op, RuleAdd)), key=asks_main, reverse=True)  # others need it
         pending, remaining = self._split([op for op in ops if not isinstance(op, RuleAdd)])
         remaining += self._carry_out(pending)
         if rules:

@@ -509,6 +509,11 @@ class View:
         """Return True if a local range of any link contains the address."""
         return any(True for _ in self.local_ranges.around(single(ip)))
 
+    def is_virtual_address(self, network: IPNetwork) -> bool:
+        """Return True for an address that only links of other programs have, and not all of them lo or a dummy."""
+        holders = self.holders(network.network_address) if is_single(network) else []
+        return not any(map(self.is_cloud, holders)) and not all(map(self.is_service_link, holders))
+
     def has_virtual_network(self, network: IPNetwork) -> bool:
         """Return True for an address that only links of other programs have, and one of them with a network or peer."""
         holders = self.holders(network.network_address) if is_single(network) else []

@@ -204,6 +204,17 @@ def test_packets_between_pods_keep_their_route(lab: Lab) -> None:
         assert wire.apply(first)["verdict"] == "applied"
 
 
+def test_single_address_of_a_bridge_comes_after_main_beside_its_route(lab: Lab) -> None:
+    lab.batch(["link add br0 type bridge", "link set br0 up", "address add 10.0.1.99/32 dev br0"])
+    primary = ifindex(lab, "eth1")
+    first = rule("10.0.1.99", 9999 + primary, 31000)
+    with Wire(lab) as wire:
+        assert wire.apply(first)["verdict"] == "applied", "nothing in the subnet is routed elsewhere"
+        assert wire.apply({**first, "op": "rule_remove"})["verdict"] == "applied"
+    lab.batch(["route add 10.0.1.112/28 dev br0 src 10.0.1.99"])
+    assert "has no rule `lookup main" in refused(lab, first)
+
+
 def test_part_of_a_tunnels_link_local_network_stays_with_it(lab: Lab) -> None:
     """Tunnels of a cloud's VPN have such addresses. The route of the whole 169.254.0.0/16 may be any link's."""
     add_vpn(lab, "169.254.10.0/24 dev wg0", "169.254.0.0/16 dev wg0")
