@@ -73,6 +73,11 @@ def mark_bits(mask: int) -> int:
     return mask & ~arrival_bit(mask)
 
 
+def arrival_mark(mark: int, mask: int) -> int:
+    """Return the mark of packets that arrive for a published port on the link with this mark."""
+    return mark | arrival_bit(mask)
+
+
 @dataclass(frozen=True, slots=True)
 class MarkSelector:
     """The fwmark MARK/MASK of a rule of another program. An inverted rule (`not`) uses the mark, too."""
@@ -91,7 +96,7 @@ class MarkSelector:
 
 def is_used_mark(mark: int, mask: int, others: Iterable[MarkSelector]) -> bool:
     """Return True if other programs use the mark of a link, or that of packets that arrive there."""
-    both = (mark, mark | arrival_bit(mask))
+    both = (mark, arrival_mark(mark, mask))
     return any(other.may_have(each, mask) for other in others for each in both)
 
 

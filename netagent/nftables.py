@@ -32,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
 
-from .claims import arrival_bit
+from .claims import arrival_mark
 from .operations import MAX_MARK, LinkMark
 from .rtnetlink import NLM_F_ACK, NLM_F_CREATE, RTATTR, U32, Packed, parse_attributes
 
@@ -185,7 +185,7 @@ def _goto_rule(chain: bytes, mask: int, *condition: Attribute) -> Rule:
 def rules(marks: Sequence[LinkMark], mask: int) -> list[Rule]:
     """Return the rules of the table in the order in which the kernel lists them: by chain."""
     replies = [_packet_rule(REPLIES, each, mask, each.mark) for each in marks]
-    published = [_packet_rule(PUBLISHED, each, mask, each.mark | arrival_bit(mask)) for each in marks]
+    published = [_packet_rule(PUBLISHED, each, mask, arrival_mark(each.mark, mask)) for each in marks]
     is_reply = _load("ct", NFT_CT_DIRECTION), _compare(NFT_CMP_EQ, bytes([IP_CT_DIR_REPLY]))
     is_dnat = _load("ct", NFT_CT_STATUS), _bitwise(IPS_DST_NAT, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
     first, last = _goto_rule(REPLIES, mask, *is_reply), _goto_rule(PUBLISHED, mask, *is_dnat)

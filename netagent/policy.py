@@ -36,7 +36,7 @@ from .operations import (
 from .protocol import Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
-from .view import OwnRoute, RuleKey, View, rule_key
+from .view import OwnRoute, View, rule_key
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
 MAX_RULES = 8192
@@ -181,11 +181,12 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
 def check_protected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
-    given = (*view.learned[link], *view.settings.allow_addresses)
-    if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
+    if claims.within(network, (*view.learned[link], *view.settings.allow_addresses)):
+        return
+    if taken := view.protected_elsewhere(network, link):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    if not claims.within(network, given) and (gateway := view.main_gateway_inside(link, network)):
+    if gateway := view.main_gateway_inside(link, network):
         # For packets through a next hop the kernel prefers the source whose subnet contains it (inet_select_addr).
         reason = f"{network} contains {gateway}, the gateway of main's default route on {view.name(link)}"
         raise Refusal(f"{reason}, which has not learned this subnet", allow=allow_addresses(network))
@@ -482,9 +483,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     elif view.main_discards(op.selector.version):
         move = "move that route to a table of its own, with a rule after those of cloud-network"
         raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
-    if needs_main(rule_key(op), op.suppress, op.local, view) and not view.main_comes_before(
-        op.selector.version, op.priority
-    ):
+    if needs_main(op, view) and not view.main_comes_before(op.selector.version, op.priority):
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
@@ -496,7 +495,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     return op.inverse()
 
 
-def needs_main(rule: RuleKey, suppress: bool, local: bool, view: View) -> bool:
+def needs_main(rule: RuleAdd | RuleRemove, view: View) -> bool:
     """Return True for a rule that must come after one for main, for main's more specific routes (of a VPN or CNI).
 
     Such a rule can use the default route of a link's table. Or the table may have a subnet on link that contains routes
@@ -505,11 +504,11 @@ def needs_main(rule: RuleKey, suppress: bool, local: bool, view: View) -> bool:
     """
     if rule.table == TABLE_MAIN:
         return False
-    if not suppress or view.has_virtual_network(rule.selector):
+    if not rule.suppress or view.has_virtual_network(rule.selector):
         return True
     link = claims.link_of_table(rule.table, view.settings.route_table_base)
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
-    is_range = rule.selector.prefixlen > 0 and not (rule.to or local or is_single(rule.selector))
+    is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.local or is_single(rule.selector))
     of_others = is_range or has_arrived or view.is_virtual_address(rule.selector)
     return bool(of_others) and view.is_divided(link, rule.selector)
 
@@ -548,7 +547,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
         if each.mark & ~usable:
             raise Refusal(f"mark {each.mark:#x} is not inside {usable:#x}, the bits of MarkMask= without the highest")
         check_other_use(each.mark, view)
-        check_other_use(each.mark | claims.arrival_bit(view.settings.mark_mask), view)
+        check_other_use(claims.arrival_mark(each.mark, view.settings.mark_mask), view)
     if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
         raise Refusal("a link or a mark twice")
     before, view.marks = view.marks, op.marks

@@ -29,7 +29,7 @@ from .operations import (
 )
 from .policy import Refusal, check_one, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
-from .view import View, asks_main, rule_key
+from .view import View, asks_main
 
 MAX_ROUNDS = 8
 """Number of times that `check_all` checks a request again. A client could otherwise keep netagent busy for minutes."""
@@ -110,7 +110,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
     if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
         same_family = earlier.selector.version == op.selector.version
-        return same_family and asks_main(earlier) and needs_main(rule_key(op), op.suppress, op.local, view)
+        return same_family and asks_main(earlier) and needs_main(op, view)
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):
@@ -138,12 +138,12 @@ def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refuse
     for each in accepted:
         if isinstance(each.op, RuleRemove) and asks_main(each.op):
             removed.setdefault(each.op.selector.version, each.position)
-    for key, (suppress, local) in view.rules.items() if removed else ():
-        version = key.selector.version
-        needs = version in removed and needs_main(key, suppress, local, view)
-        if needs and not view.main_comes_before(version, key.priority):
+    for rule in view.own_rules() if removed else ():
+        version = rule.selector.version
+        needs = version in removed and needs_main(rule, view)
+        if needs and not view.main_comes_before(version, rule.priority):
             position = removed.pop(version)
-            yield Refused(f"cloud-network's rule {key.priority} must come after it; remove that rule, too", position)
+            yield Refused(f"cloud-network's rule {rule.priority} must come after it; remove that rule, too", position)
 
 
 def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:

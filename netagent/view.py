@@ -509,17 +509,20 @@ class View:
         """Return True if a local range of any link contains the address."""
         return any(True for _ in self.local_ranges.around(single(ip)))
 
+    def _virtual_holders(self, network: IPNetwork) -> list[int]:
+        """Return the links that have this /32 or /128, if all are links of other programs."""
+        holders = self.holders(network.network_address) if is_single(network) else []
+        return [] if any(map(self.is_cloud, holders)) else holders
+
     def is_virtual_address(self, network: IPNetwork) -> bool:
         """Return True for an address that only links of other programs have, and not all of them lo or a dummy."""
-        holders = self.holders(network.network_address) if is_single(network) else []
-        return not any(map(self.is_cloud, holders)) and not all(map(self.is_service_link, holders))
+        return not all(map(self.is_service_link, self._virtual_holders(network)))
 
     def has_virtual_network(self, network: IPNetwork) -> bool:
         """Return True for an address that only links of other programs have, and one of them with a network or peer."""
-        holders = self.holders(network.network_address) if is_single(network) else []
+        holders = self._virtual_holders(network)
         entries = [each for link in holders for each in self.entries(link, network.network_address)]
-        has_network = any(each.peer is not None or self.network_of(each) is not None for each in entries)
-        return has_network and not any(map(self.is_cloud, holders))
+        return any(each.peer is not None or self.network_of(each) is not None for each in entries)
 
     def is_divided(self, link: int, network: IPNetwork) -> bool:
         """Return True if another program routes a part of a subnet of the link that overlaps `network` elsewhere."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.network.objects import Actual, ReversePath, Rule
 from cloud_network.fetcher.network.rules import STEP
-from cloud_network.netagent.claims import arrival_bit, is_used_mark, mark_bits
+from cloud_network.netagent.claims import arrival_mark, is_used_mark, mark_bits
 from cloud_network.netagent.operations import MAX_MARKED_LINKS, LinkMark
 
 MAX_TRIED = 1024
@@ -68,7 +68,7 @@ def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Col
 def mark_rules(link: int, mark: int, versions: Iterable[int], config: Config, *, strict: bool) -> tuple[Rule, ...]:
     """Return the rules of one link. `strict`: the link has the strict reverse path filter."""
     first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
-    arrived, mask = mark | arrival_bit(config.mark_mask), config.mark_mask
+    arrived, mask = arrival_mark(mark, config.mark_mask), config.mark_mask
     found = []
     for version in versions:
         for value in (mark, arrived) if strict and version == 4 else (mark,):
