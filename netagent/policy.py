@@ -36,7 +36,8 @@ from .operations import (
 from .protocol import Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
-from .view import OwnRoute, View, rule_key
+from .rules import rule_key
+from .view import OwnRoute, View
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
 MAX_RULES = 8192
@@ -462,7 +463,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.rule_priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
-    if not view.local_comes_first(op.selector.version):
+    if not view.rules.local_comes_first(op.selector.version):
         add = f"ip -{op.selector.version} rule add pref {low - 1} lookup local"
         raise Refusal(f"table local is not looked up for every packet before {low}; add a rule for it: {add}")
     if op.mark or op.mask:
@@ -483,15 +484,15 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     elif view.main_discards(op.selector.version):
         move = "move that route to a table of its own, with a rule after those of cloud-network"
         raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
-    if needs_main(op, view) and not view.main_comes_before(op.selector.version, op.priority):
+    if needs_main(op, view) and not view.rules.main_comes_before(op.selector.version, op.priority):
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
-    if rule_key(op) in view.rules:
+    if rule_key(op) in view.rules.own:
         raise Refusal("there is such a rule already")
     check_once(op, view)
-    if len(view.rules) >= MAX_RULES:
+    if len(view.rules.own) >= MAX_RULES:
         raise Refusal(f"cloud-network has {MAX_RULES} rules already")
     check_room(view)
-    view.add_rule(op)
+    view.rules.add(op)
     return op.inverse()
 
 
@@ -528,7 +529,7 @@ def check_mark_rule(op: RuleAdd, view: View) -> None:
 def check_other_use(mark: int, view: View) -> None:
     """Raise Refusal for a mark that packets of another program may have, by its rules: they would change the link."""
     mask = view.settings.mark_mask
-    if other := view.other_use(mark, mask):
+    if other := view.rules.other_use(mark, mask):
         reason = f"mark {mark:#x}/{mask:#x} may be another program's: its rule {other.priority} has fwmark"
         allow = "[Network] MarkMask= to bits that no other program uses"
         raise Refusal(f"{reason} {other.mark:#x}/{other.mask:#x}", allow=allow)
@@ -602,16 +603,16 @@ def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: Vi
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:
     """Accept an owned rule."""
-    if view.rules.get(rule_key(op)) != (op.suppress, op.local):
+    if view.rules.own.get(rule_key(op)) != (op.suppress, op.local):
         raise Refusal("cloud-network has no such rule")
     check_once(op, view)
-    view.remove_rule(op)
+    view.rules.remove(op)
     return op.inverse()
 
 
 def check_once(op: RuleAdd | RuleRemove, view: View) -> None:
     """Raise Refusal for a second change of a rule: a rollback removes rules first, and adds them last."""
-    if view.has_changed_rule(op):
+    if view.rules.has_changed(op):
         raise Refusal("the same rule twice in one request")
 
 

@@ -29,7 +29,8 @@ from .operations import (
 )
 from .policy import Refusal, check_one, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
-from .view import View, asks_main
+from .rules import asks_main
+from .view import View
 
 MAX_ROUNDS = 8
 """Number of times that `check_all` checks a request again. A client could otherwise keep netagent busy for minutes."""
@@ -138,10 +139,10 @@ def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refuse
     for each in accepted:
         if isinstance(each.op, RuleRemove) and asks_main(each.op):
             removed.setdefault(each.op.selector.version, each.position)
-    for rule in view.own_rules() if removed else ():
+    for rule in view.rules.removals() if removed else ():
         version = rule.selector.version
         needs = version in removed and needs_main(rule, view)
-        if needs and not view.main_comes_before(version, rule.priority):
+        if needs and not view.rules.main_comes_before(version, rule.priority):
             position = removed.pop(version)
             yield Refused(f"cloud-network's rule {rule.priority} must come after it; remove that rule, too", position)
 
@@ -153,7 +154,7 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
         return
     mask = view.settings.mark_mask
     marks = set(view.marks)
-    for key in view.rules:
+    for key in view.rules.own:
         link = key.table - view.settings.route_table_base
         if (
             key.mask == mask
@@ -216,7 +217,7 @@ def lost_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNetwork] | No
 def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
     """Return the owned rules that have a selector, by table and by selector."""
     found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
-    for key, (suppress, local) in view.rules.items():
+    for key, (suppress, local) in view.rules.own.items():
         if key.selector.prefixlen:
             rule = RuleAdd(key.priority, key.selector, key.to, key.table, suppress, local)
             found[key.table].add(key.selector, rule)

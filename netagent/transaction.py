@@ -42,7 +42,8 @@ from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
-from .view import Owned, OwnRoute, View, asks_main, rule_key, uses_ifa_proto
+from .rules import asks_main, rule_key
+from .view import Owned, OwnRoute, View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
@@ -171,7 +172,7 @@ class Transaction:
         view = self._read()
         if view is None:
             return [], [_failure(op, None) for op in rules]
-        missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules]
+        missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
         pending, refused = _judged(missing, check_one, view)
         return [*pending], refused
 
@@ -418,7 +419,7 @@ def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
 
 
 def _owned(view: View) -> list[Operation]:
-    found: list[Operation] = list(view.own_rules())
+    found: list[Operation] = list(view.rules.removals())
     found += [
         RouteRemove(table, route.link, destination, route.gateway)
         for (table, destination), route in view.own_routes.items()

@@ -18,11 +18,10 @@ from .operations import (
     IPNetwork,
     LinkMark,
     RouteReplace,
-    RuleAdd,
-    RuleRemove,
 )
 from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, LosableRoutes, losable
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, Link, NextHop, Route, Rule
+from .rules import Rules
 from .settings import Settings
 
 Owned = frozenset[tuple[int, IPAddress]]
@@ -62,22 +61,6 @@ class OwnRoute:
     changed: bool = False  # by this request
 
 
-@dataclass(frozen=True, slots=True)
-class RuleKey:
-    """The fields by which the kernel finds the rule to remove.
-
-    A removal without `suppress` or `local` can also match a rule with it. So no two owned rules may differ only in
-    these two.
-    """
-
-    priority: int
-    selector: IPNetwork
-    to: bool
-    table: int
-    mark: int = 0
-    mask: int = 0
-
-
 def uses_ifa_proto(addresses: Iterable[Address]) -> bool:
     """Return True if the kernel stores IFA_PROTO (Linux 5.18)."""
     return any(address.protocol is not None for address in addresses)
@@ -108,12 +91,7 @@ class View:
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
-        self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
-        self._changed_rules = set[RuleRemove]()  # those that this request adds or removes
-        self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
-        self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
-        self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
-        self._marks_of_others: list[Rule] = []  # foreign rules that select by mark
+        self.rules = Rules(snapshot.rules, settings.rule_priority)
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # of any table, by link
         self._main_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # the same, of main only
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
@@ -140,7 +118,6 @@ class View:
         self._add_addresses(snapshot.addresses)
         self._add_gateways(snapshot.nexthops)
         self._add_routes(snapshot.routes)
-        self._add_rules(snapshot.rules)
         managed = (link for link in self.learned if self.is_cloud(link) and link not in self._excluded)
         self._learned_by_cloud = {network for link in managed for network in self.learned[link]}
         self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
@@ -249,18 +226,6 @@ class View:
         if route.protocol != rtnetlink.RTPROT_KERNEL or route.destination.version == 4 or is_single(route.destination):
             return False
         return route.expires or not any(map(self.owns, self.addresses_in(hop.link, route.destination)))
-
-    def _add_rules(self, rules: Iterable[Rule]) -> None:
-        for rule in rules:
-            if rule.goto is not None:
-                self._jumps[rule.selector.version].append((rule.priority, rule.goto))
-            if rule.protocol == PROTOCOL and not rule.narrowed:
-                self.add_rule(rule)
-                continue
-            if rule.mask:
-                self._marks_of_others.append(rule)
-            if rule.table == TABLE_LOCAL and rule.is_for_all:
-                self._local_rules[rule.selector.version].add(rule.priority)
 
     @cached_property
     def losable_routes(self) -> LosableRoutes:
@@ -673,6 +638,15 @@ class View:
                 return ip
         return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
 
+    def main_discards(self, version: int) -> bool:
+        """Return True if main's default route of this family is of type unreachable, blackhole or prohibit.
+
+        A suppressor has no effect on it: the kernel suppresses only routes that a lookup has found.
+        """
+        defaults = self._main_defaults[version]
+        first = min((metric for metric, _ in defaults), default=0)
+        return (first, True) in defaults
+
     def has_heard_router(self, link: int) -> bool:
         """Return True if an IPv6 router has advertised itself on the link."""
         gateways = any(each.version == 6 for each in self.default_gateways[link])
@@ -713,80 +687,7 @@ class View:
         elif not copies + change:
             self._own_on_link.discard(route.link, destination)
 
-    # Rules.
-
-    def add_rule(self, rule: Rule | RuleAdd) -> None:
-        """Count an owned rule of the snapshot, or one that this request adds."""
-        self.rules[rule_key(rule)] = (rule.suppress, rule.local)
-        if isinstance(rule, RuleAdd):
-            self._changed_rules.add(rule.inverse())
-        if asks_main(rule):
-            self._main_rules[rule.selector.version].add(rule.priority)
-
-    def remove_rule(self, rule: RuleRemove) -> None:
-        """Forget a rule that this request removes."""
-        del self.rules[rule_key(rule)]
-        self._changed_rules.add(rule)
-        if asks_main(rule):
-            self._main_rules[rule.selector.version].discard(rule.priority)
-
-    def has_changed_rule(self, rule: RuleAdd | RuleRemove) -> bool:
-        """Return True if an earlier operation of the request adds or removes exactly this rule."""
-        return (rule.inverse() if isinstance(rule, RuleAdd) else rule) in self._changed_rules
-
-    def main_comes_before(self, version: int, priority: int) -> bool:
-        """Return True if an owned rule before this priority looks up main for every source of this family."""
-        return self._is_effective(self._main_rules[version], version, priority)
-
-    def main_discards(self, version: int) -> bool:
-        """Return True if main's default route of this family is of type unreachable, blackhole or prohibit.
-
-        A suppressor has no effect on it: the kernel suppresses only routes that a lookup has found.
-        """
-        defaults = self._main_defaults[version]
-        first = min((metric for metric, _ in defaults), default=0)
-        return (first, True) in defaults
-
-    def local_comes_first(self, version: int) -> bool:
-        """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""
-        return self._is_effective(self._local_rules[version], version, self.settings.rule_priority)
-
-    def _is_effective(self, rules: Iterable[int], version: int, priority: int) -> bool:
-        """Return True if the kernel tries one of these rules for every packet that reaches `priority`.
-
-        A goto rule may skip a rule between its own priority and its target.
-        """
-        return any(
-            rule < priority and not any(jump <= rule < target for jump, target in self._jumps[version])
-            for rule in rules
-        )
-
-    def other_use(self, mark: int, mask: int) -> Rule | None:
-        """Return another program's rule for packets whose mark may be `mark` under `mask`, also an inverted rule."""
-        for rule in self._marks_of_others:
-            if claims.MarkSelector(rule.mark, rule.mask).may_have(mark, mask):
-                return rule
-        return None
-
-    def own_rules(self) -> list[RuleRemove]:
-        """Return the removals of all owned rules. Rules for main are last, because the others need them."""
-        found = sorted(self.rules.items(), key=lambda item: item[0].table == TABLE_MAIN)
-        return [
-            RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
-            for key, flags in found
-        ]
-
     @property
     def own_objects(self) -> int:
         """Number of owned addresses, routes and rules."""
-        return self._own_count + len(self.own_routes) + len(self.rules)
-
-
-def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
-    """Return True for a rule that looks up table main for every source."""
-    return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
-
-
-def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:
-    """Return the key of a rule."""
-    return RuleKey(rule.priority, rule.selector, rule.to, rule.table, rule.mark, rule.mask)
+        return self._own_count + len(self.own_routes) + len(self.rules.own)

@@ -1,0 +1,113 @@
+"""The kernel's rules, with the accepted operations of this request applied: a part of `view`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from . import claims
+from .operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IPNetwork, RuleAdd, RuleRemove
+from .rtnetlink import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class RuleKey:
+    """The fields by which the kernel finds the rule to remove.
+
+    A removal without `suppress` or `local` can also match a rule with it. So no two owned rules may differ only in
+    these two.
+    """
+
+    priority: int
+    selector: IPNetwork
+    to: bool
+    table: int
+    mark: int = 0
+    mask: int = 0
+
+
+class Rules:
+    """The owned rules, and what the policy must know of other programs' rules."""
+
+    def __init__(self, rules: Iterable[Rule], first_priority: int) -> None:
+        self.own: dict[RuleKey, tuple[bool, bool]] = {}  # suppress, local
+        self._first_priority = first_priority  # of owned rules: RulePriority=
+        self._changed = set[RuleRemove]()  # owned rules that this request adds or removes
+        self._main: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
+        self._local: dict[int, set[int]] = defaultdict(set)  # the same, of other programs' rules for table local
+        self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
+        self._marks_of_others: list[Rule] = []  # other programs' rules that select by mark
+        for rule in rules:
+            self._read(rule)
+
+    def _read(self, rule: Rule) -> None:
+        if rule.goto is not None:
+            self._jumps[rule.selector.version].append((rule.priority, rule.goto))
+        if rule.protocol == PROTOCOL and not rule.narrowed:
+            self.add(rule)
+            return
+        if rule.mask:
+            self._marks_of_others.append(rule)
+        if rule.table == TABLE_LOCAL and rule.is_for_all:
+            self._local[rule.selector.version].add(rule.priority)
+
+    def add(self, rule: Rule | RuleAdd) -> None:
+        """Count an owned rule of the snapshot, or one that this request adds."""
+        self.own[rule_key(rule)] = (rule.suppress, rule.local)
+        if isinstance(rule, RuleAdd):
+            self._changed.add(rule.inverse())
+        if asks_main(rule):
+            self._main[rule.selector.version].add(rule.priority)
+
+    def remove(self, rule: RuleRemove) -> None:
+        """Forget a rule that this request removes."""
+        del self.own[rule_key(rule)]
+        self._changed.add(rule)
+        if asks_main(rule):
+            self._main[rule.selector.version].discard(rule.priority)
+
+    def has_changed(self, rule: RuleAdd | RuleRemove) -> bool:
+        """Return True if an earlier operation of the request adds or removes exactly this rule."""
+        return (rule.inverse() if isinstance(rule, RuleAdd) else rule) in self._changed
+
+    def main_comes_before(self, version: int, priority: int) -> bool:
+        """Return True if an owned rule before this priority looks up main for every source of this family."""
+        return self._is_effective(self._main[version], version, priority)
+
+    def local_comes_first(self, version: int) -> bool:
+        """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""
+        return self._is_effective(self._local[version], version, self._first_priority)
+
+    def _is_effective(self, priorities: Iterable[int], version: int, before: int) -> bool:
+        """Return True if the kernel tries one of these rules for every packet that reaches the priority `before`.
+
+        A goto rule may skip a rule between its own priority and its target.
+        """
+        jumps = self._jumps[version]
+        return any(each < before and not any(jump <= each < target for jump, target in jumps) for each in priorities)
+
+    def other_use(self, mark: int, mask: int) -> Rule | None:
+        """Return another program's rule for packets whose mark may be `mark` under `mask`, also an inverted rule."""
+        selects = (
+            rule for rule in self._marks_of_others if claims.MarkSelector(rule.mark, rule.mask).may_have(mark, mask)
+        )
+        return next(selects, None)
+
+    def removals(self) -> list[RuleRemove]:
+        """Return the removals of all owned rules. Rules for main are last, because the others need them."""
+        found = sorted(self.own.items(), key=lambda item: item[0].table == TABLE_MAIN)
+        return [
+            RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
+            for key, flags in found
+        ]
+
+
+def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
+    """Return True for a rule that looks up table main for every source."""
+    return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
+
+
+def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:
+    """Return the key of a rule."""
+    return RuleKey(rule.priority, rule.selector, rule.to, rule.table, rule.mark, rule.mask)
