@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from ipaddress import ip_interface
@@ -150,8 +150,7 @@ class Transaction:
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
         """Carry out `ops`, except those that must not be. Rules are added last, when their addresses are back."""
         rules = sorted((op for op in ops if isinstance(op, RuleAdd)), key=asks_main, reverse=True)  # others need it
-        pending, remaining = self._split([op for op in ops if not isinstance(op, RuleAdd)])
-        remaining += self._carry_out(pending)
+        remaining = self._undo_parts([op for op in ops if not isinstance(op, RuleAdd)])
         if rules:
             pending, refused = self._acceptable(rules)
             remaining += [*refused, *self._carry_out(pending)]
@@ -183,26 +182,34 @@ class Transaction:
         lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
         self._ledger.shorten(replace(entry, request=None, undo=(), links={}, owned=(entry.owned - lost) | kept))
 
-    def _split(self, ops: Sequence[Undo]) -> tuple[list[Undo], list[Remaining]]:
-        """Return the operations to carry out, and those that objects of other programs now prevent."""
+    def _undo_parts(self, ops: Sequence[Undo]) -> list[Remaining]:
+        """Carry out `ops` in parts, except those that objects of other programs now prevent. Returns the others."""
         if not any(isinstance(op, _GUARDED) for op in ops):
-            return list(ops), []
+            return self._carry_out(ops)
         view = self._read()
         if view is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
-            return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
+            left = self._carry_out([op for op in ops if not isinstance(op, _GUARDED)])
+            return [*(_failure(op, None) for op in guarded), *left]
         removed = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
-        others = _Others(view, self._is_applied, self._ledger.entry.links, removed)
-        pending, remaining = list[Undo](), list[Remaining]()
-        for op in _without_detours(ops):
-            if isinstance(op, AddressRemove) and not others.left_address(op):
-                continue
-            obstacle = others.obstacle(op)
-            if obstacle is None:
-                pending.append(others.exact(op))
-            else:
-                remaining.append(Remaining(op, obstacle))
-        return pending, remaining
+        state = RollbackState(view, self._is_applied, self._ledger.entry.links, removed)
+        remaining = list[Remaining]()
+        for part in _parts(_without_detours(ops)):
+            pending = list[Undo]()
+            for op in part:
+                if isinstance(op, AddressRemove) and not state.is_still_owned(op):
+                    continue
+                if obstacle := state.obstacle(op):
+                    remaining.append(Remaining(op, obstacle))
+                    continue
+                pending.append(state.exact(op))
+                state.record(op)
+            failed = self._carry_out(pending)
+            for each in failed:
+                if isinstance(each.op, AddressAdd):
+                    state.forget(each.op)  # later removals must not count on this address
+            remaining += failed
+        return remaining
 
     def _read(self) -> View | None:
         """Return the kernel's state; None if it cannot be read."""
@@ -243,8 +250,19 @@ def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
     return [op for at, op in enumerate(ops) if at not in cancelled]
 
 
-class _Others:
-    """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
+def _parts(ops: Sequence[Undo]) -> Iterator[Sequence[Undo]]:
+    """Yield parts of `ops`, in which no address is removed after one was added: see RollbackState.forget."""
+    start, has_addition = 0, False
+    for at, op in enumerate(ops):
+        if isinstance(op, AddressRemove) and has_addition:
+            yield ops[start:at]
+            start, has_addition = at, False
+        has_addition = has_addition or isinstance(op, AddressAdd)
+    yield ops[start:]
+
+
+class RollbackState:
+    """The kernel's state, with the operations that the rollback has carried out so far."""
 
     def __init__(
         self, view: View, is_applied: bool, links: Mapping[int, str], removed: Set[tuple[int, IPNetwork]]
@@ -257,35 +275,33 @@ class _Others:
         self._foreign = [route for route in routes if not route.is_owned]
         self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
-        self._left = {(each.link, each.interface): each for each in by_peer}
+        self._addresses = {(each.link, each.interface): each for each in by_peer}
         self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
         for each in addresses:
             self._holders[each.ip].add((each.link, each.prefix))
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
+        self._subnets = Counter((each.link, each.network) for each in addresses)  # number of addresses in each
         made = (route for route in self._foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
-        self._places = {(route.table, route.destination) for route in made}
+        self._foreign_places = {(route.table, route.destination) for route in made}
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
         for each in addresses:
             if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
                 self._secondaries[each.link, each.network].add(each.ip)
 
-    def left_address(self, op: AddressRemove) -> bool:
+    def is_still_owned(self, op: AddressRemove) -> bool:
         """Return True if the address still exists and is owned."""
-        address = self._left.get((op.link, op.interface))
+        address = self._addresses.get((op.link, op.interface))
         return address is not None and (not self._tagged or address.protocol == PROTOCOL)
 
     def obstacle(self, op: Undo) -> str | None:
-        """Return the reason why an operation must not be carried out; else count it as done and return None."""
+        """Return the reason why an operation must not be carried out, or None."""
         if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._not_changed(op.link)):
             return reason
         match op:
             case AddressRemove():
-                address = self._left[op.link, op.interface]
-                if dependent := self._dependent(address):
-                    return dependent
-                self._forget(address)
+                return self._dependent(self._addresses[op.link, op.interface])
             case LinkDown():
-                if state := lost_with_link(op.link, self._left.values(), self._foreign):
+                if state := lost_with_link(op.link, self._addresses.values(), self._foreign):
                     return f"{state} depends on it"
                 if {(op.link, 4), (op.link, 6)} & self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
@@ -296,22 +312,61 @@ class _Others:
                     return "another program has added the address"
                 if any(link != op.link for link, _ in self._holders[op.interface.ip]):
                     return "another link has the address now"
-                ip, prefix = op.interface.ip, op.interface.network.prefixlen
-                self._left[op.link, op.interface] = Address(op.link, ip, prefix, 0, PROTOCOL)
-                self._holders[ip].add((op.link, prefix))
             case ForwardedReplies():
                 return next(filter(None, (self._not_changed(mark.link) for mark in op.marks)), None)
             case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
                 return "a link has this address now"
-            case RouteReplace() if (op.table, op.destination) in self._places:
+            case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
                 routes = [route for route in self._foreign if route.destination.version == 6]
-                if state := lost_with_link(op.link, self._left.values(), routes):
+                if state := lost_with_link(op.link, self._addresses.values(), routes):
                     return f"{state} depends on it"
                 if (op.link, 6) in self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
         return None
+
+    def exact(self, op: Undo) -> Undo:
+        """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
+        if isinstance(op, RouteReplace) and (op.table, op.destination) not in self._view.own_routes:
+            return _adding(op)
+        return op
+
+    def record(self, op: Undo) -> None:
+        """Count an operation as carried out."""
+        match op:
+            case AddressRemove():
+                self.forget(op)
+            case AddressAdd():
+                self._restore(op)
+            case RouteRemove() if (op.table, op.destination) in self._view.own_routes:
+                self._view.remove_route(op.table, op.destination)
+            case RouteReplace():
+                self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
+
+    def _restore(self, op: AddressAdd) -> None:
+        """Count an address as added, unless it is there already."""
+        if (op.link, op.interface) in self._addresses:
+            return
+        ip, network = op.interface.ip, op.interface.network
+        address = Address(op.link, ip, network.prefixlen, 0, PROTOCOL)
+        if ip.version == 4 and self._subnets[op.link, network]:
+            address = replace(address, flags=IFA_F_SECONDARY)
+            self._secondaries[op.link, network].add(ip)
+        self._addresses[op.link, op.interface] = address
+        self._holders[ip].add((op.link, network.prefixlen))
+        self._subnets[op.link, network] += 1
+        self._counts.add(address)
+
+    def forget(self, op: AddressAdd | AddressRemove) -> None:
+        """Count an owned address as removed, or as not restored."""
+        address = self._addresses.pop((op.link, op.interface), None)
+        if address is None:
+            return
+        self._holders[address.ip].discard((address.link, address.prefix))
+        self._counts.add(address, -1)
+        self._subnets[address.link, address.network] -= 1
+        self._secondaries[address.link, address.network].discard(address.ip)
 
     def _not_changed(self, link: int) -> str | None:
         """Return the reason why a rollback must not change the link, except for removals."""
@@ -328,7 +383,7 @@ class _Others:
         """Return the link's address that prevents this addition: with IPv4, an owned one may have another length."""
         ip, wanted = op.interface.ip, op.interface.network.prefixlen
         lengths = [length for link, length in self._holders[ip] if link == op.link]
-        found = [self._left[op.link, ip_interface((ip, length))] for length in lengths]
+        found = [self._addresses[op.link, ip_interface((ip, length))] for length in lengths]
         equal = [each for each in found if each.prefix == wanted or ip.version == 6]
         foreign = [each for each in found if self._tagged and each.protocol != PROTOCOL]
         return next(iter((*equal, *foreign)), None)
@@ -343,17 +398,6 @@ class _Others:
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""
         return is_single(network) and bool(self._holders[network.network_address])
-
-    def exact(self, op: Undo) -> Undo:
-        """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
-        own = self._view.own_routes
-        if isinstance(op, RouteRemove) and (op.table, op.destination) in own:
-            self._view.remove_route(op.table, op.destination)
-        if not isinstance(op, RouteReplace):
-            return op
-        is_new = (op.table, op.destination) not in own
-        self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
-        return _adding(op) if is_new else op
 
     def _dependent(self, address: Address) -> str | None:
         """Return a description of an object that the kernel would remove with an owned address, or None."""
@@ -378,13 +422,6 @@ class _Others:
             if route.link == link and place[1].version == 4 and place not in self._removed:
                 return place[1]
         return None
-
-    def _forget(self, address: Address) -> None:
-        """Count an owned address as removed."""
-        del self._left[address.link, address.interface]
-        self._holders[address.ip].discard((address.link, address.prefix))
-        self._counts.add(address, -1)
-        self._secondaries[address.link, address.network].discard(address.ip)
 
 
 def _failure(op: Undo, errno: int | None) -> Remaining:

@@ -94,6 +94,34 @@ def test_rolled_back_on_request(lab: Lab, wire: Wire) -> None:
     assert kernel_state(lab) == before
 
 
+def test_a_changed_address_is_rolled_back_although_its_link_has_other_routes(lab: Lab, wire: Wire) -> None:
+    """The kernel removes them with the last address of a link, but the former one is restored before that."""
+    on = ifindex(lab, "eth0")
+    there = [address(on, "10.0.2.10/24"), route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1")]
+    assert wire.apply(*there)["verdict"] == "applied"
+    lab.batch(["route add 10.99.0.0/16 via 10.0.2.1 dev eth0 proto static"])
+    before = kernel_state(lab)
+    moved = [address(on, "10.0.3.10/24"), address(on, "10.0.2.10/24", "address_remove")]
+    assert wire.apply(*moved, confirm_within=30, request="open")["verdict"] == "applied"
+    assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
+def test_an_address_that_moved_to_another_link_is_moved_back(lab: Lab, wire: Wire) -> None:
+    one, other = ifindex(lab, "eth1"), ifindex(lab, "eth0")
+    there = [address(one, "10.0.1.77/32"), address(other, "10.0.2.10/24"), route(other, "10.0.2.0/24")]
+    assert wire.apply(*there)["verdict"] == "applied"
+    before = kernel_state(lab)
+    moved = [
+        address(one, "10.0.1.77/32", "address_remove"),
+        address(other, "10.0.1.77/32"),
+        address(other, "10.0.2.10/24", "address_remove"),
+    ]
+    assert wire.apply(*moved, confirm_within=30, request="open")["verdict"] == "applied"
+    assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
 def test_one_rule_twice_in_a_request_is_refused(lab: Lab, wire: Wire) -> None:
     """A rollback removes what was added, and then adds what was removed: the rule would stay."""
     before, again = kernel_state(lab), [main_rule(), main_rule(op="rule_remove")]

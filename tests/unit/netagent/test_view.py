@@ -66,11 +66,28 @@ def test_many_addresses_do_not_delay_a_rollback_that_restores_some() -> None:
     addresses = [Address(2, IPv4Address(first + at), 32, 0, PROTOCOL) for at in range(1, 12000)]
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     view = View(Snapshot((link,), tuple(addresses), (), LOCAL, frozenset()), Settings(), Known())
-    others = transaction._Others(view, True, {}, set())
+    state = transaction.RollbackState(view, True, {}, set())
     began = time.process_time()
     for at in range(MAX_OPS):
-        assert others.obstacle(AddressAdd(2, IPv4Interface(first + 65536 + at), True)) is None
+        op = AddressAdd(2, IPv4Interface(first + 65536 + at), True)
+        assert state.obstacle(op) is None
+        state.record(op)
     assert time.process_time() < began + 5
+
+
+def test_an_address_that_a_rollback_could_not_restore_keeps_no_routes() -> None:
+    """Without it, the kernel would remove another program's route with the link's only address."""
+    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
+    added, former = IPv4Interface("10.0.3.10/24"), AddressAdd(2, IPv4Interface("10.0.2.10/24"), True)
+    static = Route(254, IPv4Network("10.99.0.0/16"), (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 0, None, False)
+    snapshot = Snapshot((link,), (Address(2, added.ip, 24, 0, PROTOCOL),), (static,), LOCAL, frozenset())
+    state = transaction.RollbackState(View(snapshot, Settings(), Known()), True, {}, set())
+    removal = AddressRemove(2, added)
+    assert "10.99.0.0/16" in (state.obstacle(removal) or "")
+    state.record(former)
+    assert state.obstacle(removal) is None
+    state.forget(former)
+    assert "10.99.0.0/16" in (state.obstacle(removal) or "")
 
 
 @pytest.mark.parametrize("op", [AddressAdd(2, SUBNET6, True), AddressRemove(2, SUBNET6)])
