@@ -8,6 +8,7 @@ rewritten; a rotation renames it, and the first line of the new file continues t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ OPS_PER_LINE = 224  # at most 46 KB: the journal splits a line at its LineMax= o
 REMAINING_PER_LINE = 128  # entries of `not_undone`: an operation and a reason each
 LINE_BYTES, OP_BYTES = 2048, 256
 """Upper bounds, in bytes, of the audit lines of a request and of each of its operations."""
+MARKS_PER_OP = 5  # marks of `forwarded_replies` that need as many bytes as an operation
 _BLOCK = 1 << 16
 _FIRST = "0" * 64  # `prev` of the first line of a chain
 _BEGIN = b'{"seq":'
@@ -42,9 +44,18 @@ def _address(packed: bytes) -> str:
     return str(ip_address(packed))
 
 
-def _parts(values: Sequence[Message], most: int) -> list[Sequence[Message]]:
-    """Split `values` into parts of at most `most` values."""
-    return [values[start : start + most] for start in range(0, len(values), most)]
+def _parts(values: Sequence[Message], most: int) -> list[list[Message]]:
+    """Split operations into parts of at most `most`; marks count as further operations."""
+    parts, size = list[list[Message]](), most
+    for value in values:
+        marks = value.get("marks")
+        weight = 1 + (len(marks) // MARKS_PER_OP if isinstance(marks, list) else 0)
+        if size + weight > most:
+            parts.append([])
+            size = 0
+        parts[-1].append(value)
+        size += weight
+    return parts
 
 
 class Audit:
@@ -109,21 +120,28 @@ class Audit:
     def _rotated(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
 
-    def write(self, entry: Message, ops: Sequence[Message] = (), remaining: Sequence[Message] | None = None) -> None:
+    def write(
+        self,
+        entry: Message,
+        ops: Sequence[Message] = (),
+        remaining: Sequence[Message] | None = None,
+        counts: Message | None = None,
+    ) -> None:
         """Append an entry, in as many lines as its operations and those that were not undone (`remaining`) need.
 
-        Raises OSError if a line could not be written.
+        Only the first line has `counts`. Raises OSError if a line could not be written.
         """
         parts = [{"ops": part} for part in _parts(ops, OPS_PER_LINE)]
         if remaining and len(ops) / OPS_PER_LINE + len(remaining) / REMAINING_PER_LINE > 1:
             parts += [{"not_undone": part} for part in _parts(remaining, REMAINING_PER_LINE)]
         elif remaining is not None:
             entry = {**entry, "not_undone": remaining}
+        first = {**entry, **(counts or {})}
         if len(parts) <= 1:
-            self._append({**entry, **parts[0]} if parts else entry)
+            self._append({**first, **parts[0]} if parts else first)
             return
         for number, part in enumerate(parts, 1):
-            self._append({**entry, "part": number, "parts": len(parts), **part})
+            self._append({**(first if number == 1 else entry), "part": number, "parts": len(parts), **part})
 
     def _append(self, entry: Message) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -135,7 +153,8 @@ class Audit:
             self._rotate()
         self._write_line(line)
         self.sequence, self.head = self.sequence + 1, digest
-        os.write(2, line)  # standard error is the journal
+        with contextlib.suppress(OSError):  # journald may have ended; the file has the line
+            os.write(2, line)  # standard error is the journal
 
     def _write_line(self, line: bytes) -> None:
         """Write a complete line or nothing. Raises OSError."""

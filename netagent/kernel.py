@@ -7,7 +7,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from errno import EOPNOTSUPP
+from errno import EAFNOSUPPORT, EOPNOTSUPP
 from typing import TypeVar
 
 from . import rtnetlink
@@ -22,7 +22,7 @@ _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
-_ENOENT, _ENODEV = 2, 19
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 Object = TypeVar("Object")
 
@@ -54,16 +54,17 @@ class Kernel:
         header = rtnetlink.IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         return self._dump(rtnetlink.RTM_GETLINK, header, rtnetlink.decode_link)
 
-    def addresses(self, link: int = 0) -> list[Address]:
-        """Return every address of the namespace, or those of one link."""
-        header = rtnetlink.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, link)
-        return self._dump(rtnetlink.RTM_GETADDR, header, rtnetlink.decode_address)
+    def addresses(self) -> list[Address]:
+        """Return every address of the namespace."""
+        header = rtnetlink.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        found = self._dump(rtnetlink.RTM_GETADDR, header, rtnetlink.decode_address)
+        return [each for each in found if each is not None]
 
-    def routes(self, protocol: int = 0) -> list[Route]:
-        """Return the routes of all tables, or only those with this protocol number."""
+    def routes(self) -> list[Route]:
+        """Return the routes of all tables."""
         found = []
-        for family, group in ((socket.AF_INET, RTNLGRP_IPV4_ROUTE), (socket.AF_INET6, RTNLGRP_IPV6_ROUTE)):
-            header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
+        for family, group in zip(FAMILIES, (RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE), strict=True):
+            header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             found += [rtnetlink.decode_route(body) for body in self._route_bodies(header, group)]
         if all(route.hops[0].link or not route.nexthop for route in found):
             return found
@@ -99,7 +100,7 @@ class Kernel:
     def rules(self) -> list[Rule]:
         """Return the rules of IPv4 and IPv6."""
         found = []
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in FAMILIES:
             header = rtnetlink.FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             found += self._dump(rtnetlink.RTM_GETRULE, header, rtnetlink.decode_rule)
         return [rule for rule in found if rule is not None]
@@ -113,7 +114,7 @@ class Kernel:
     def static_neighbours(self) -> frozenset[tuple[int, int]]:
         """Return the links and IP versions that have neighbour entries of another program, also proxy entries."""
         found = []
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in FAMILIES:
             for flags in (0, rtnetlink.NTF_PROXY):
                 header = rtnetlink.NDMSG.pack(family, 0, 0, flags, 0)
                 found += self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_static_neighbour)
@@ -160,11 +161,16 @@ class Kernel:
         return [decode(body) for body in self._bodies(kind, header)]
 
     def _bodies(self, kind: int, header: bytes) -> list[bytes]:
-        """Return the bodies of a dump. Repeat a dump that was interrupted (NLM_F_DUMP_INTR) or is incomplete."""
+        """Return the bodies of a dump. Repeat a dump that was interrupted (NLM_F_DUMP_INTR) or is incomplete.
+
+        With the boot option ipv6.disable=1, the kernel answers a dump for IPv6 with objects of other families, or with
+        EAFNOSUPPORT.
+        """
+        family = header[0]  # in all of these headers
         for _ in range(_DUMP_ATTEMPTS):
             bodies = self._read_dump(kind, header)
             if bodies is not None:
-                return bodies
+                return [body for body in bodies if family in (socket.AF_UNSPEC, body[0])]
         raise DumpError(f"rtnetlink dump {kind}: interrupted {_DUMP_ATTEMPTS} times by changes")
 
     def _read_dump(self, kind: int, header: bytes) -> list[bytes] | None:
@@ -177,8 +183,7 @@ class Kernel:
             for each in self._answers(self._sequence):
                 consistent = consistent and not each.flags & rtnetlink.NLM_F_DUMP_INTR
                 if each.kind in (rtnetlink.NLMSG_DONE, rtnetlink.NLMSG_ERROR):
-                    # ENOENT: a table that was never used. ENODEV: the link is gone.
-                    if each.errno not in (0, _ENOENT, _ENODEV):
+                    if each.errno not in (0, EAFNOSUPPORT):
                         raise DumpError(each.errno, f"rtnetlink dump {kind}")
                     return bodies if consistent else None
                 bodies.append(each.body)

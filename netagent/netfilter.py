@@ -64,6 +64,8 @@ class Netfilter:
             found = self._exchange([Packed(request.kind, NLM_F_DUMP, request.body)])
             interrupted = any(each.flags & NLM_F_DUMP_INTR for each in found)
             if not interrupted and found and found[-1].kind == NLMSG_DONE:
+                if found[-1].errno:
+                    raise NetfilterError(found[-1].errno, "nftables: read the rules of the table cloud_network")
                 return [each.body for each in found[:-1]]
         raise NetfilterError(f"nftables: the rules changed {_ATTEMPTS} times while they were read")
 

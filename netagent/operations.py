@@ -24,7 +24,7 @@ PROTOCOL = 209
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 BAND = 30
 """Owned rules have the priorities RulePriority to RulePriority + BAND - 1."""
-MIN_MTU, MAX_MTU = 576, 65535
+MAX_MTU = 65535
 MAX_INDEX = 2**31 - 1
 MAX_PRIORITY = 32765
 MAX_MARK = 2**32 - 1
@@ -172,7 +172,7 @@ class LinkMtu:
     @classmethod
     def from_wire(cls, fields: Fields) -> LinkMtu:
         """Read the keys of this operation."""
-        return cls(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", MIN_MTU, MAX_MTU))
+        return cls(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_MTU))
 
     def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
@@ -449,7 +449,7 @@ def marks_from_wire(fields: Fields, key: str) -> tuple[LinkMark, ...]:
     """Read the marks of links: at most MAX_MARKED_LINKS maps. Raises Malformed."""
     marks = []
     for each in fields.maps(key, MAX_MARKED_LINKS):
-        marks.append(LinkMark(each.integer("link", 1, MAX_INDEX), each.integer("mark", 1, MAX_MARK)))
+        marks.append(LinkMark(each.integer("link", 1, MAX_INDEX), each.integer("mark", 0, MAX_MARK)))
         each.end()
     return tuple(marks)
 

@@ -101,6 +101,9 @@ def check_link_mtu(op: LinkMtu, view: View) -> Undo:
     """Accept an MTU with which IPv6 stays enabled on the link."""
     if op.mtu < IPV6_MIN_MTU:
         raise Refusal(f"an MTU below {IPV6_MIN_MTU} takes IPv6 off the link (RFC 8200, section 5)")
+    if op.link in view.changed_mtus:  # many drivers stop the device for each change
+        raise Refusal(f"the MTU of {view.name(op.link)} twice in one request")
+    view.changed_mtus.add(op.link)
     return op.inverse(view.links[op.link].mtu)
 
 
@@ -545,7 +548,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     usable = claims.mark_bits(view.settings.mark_mask)
     for each in op.marks:
         check_link(each.link, view)
-        if each.mark & ~usable:
+        if not each.mark or each.mark & ~usable:
             raise Refusal(f"mark {each.mark:#x} is not inside {usable:#x}, the bits of MarkMask= without the highest")
         check_other_use(each.mark, view)
         check_other_use(claims.arrival_mark(each.mark, view.settings.mark_mask), view)

@@ -68,7 +68,7 @@ FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK, FRA_FLOW = 1,
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
 NDA_DST, NDA_FLAGS_EXT = 1, 15
 NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 0x08, 0x10, 0x80, 0x40, 0x80
-RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
+RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, RTN_THROW = 1, 2, 6, 7, 8, 9
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 FR_ACT_TO_TBL, FR_ACT_GOTO, FIB_RULE_INVERT = 1, 2, 2
@@ -438,9 +438,11 @@ def decode_link(body: bytes) -> Link:
     )
 
 
-def decode_address(body: bytes) -> Address:
-    """Return the address of an RTM_NEWADDR message."""
-    (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, body)
+def decode_address(body: bytes) -> Address | None:
+    """Return the address of an RTM_NEWADDR message; None for a family that is not IP (MCTP, Phonet)."""
+    (family, prefix, flags, _, index), found = _unpack(IFADDRMSG, body)
+    if family not in _ANYWHERE:
+        return None
     other = _address(found.get(IFA_ADDRESS, bytes(4)))  # the kernel leaves out 0.0.0.0
     ip = _address(found[IFA_LOCAL]) if IFA_LOCAL in found else other
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None

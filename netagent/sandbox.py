@@ -7,9 +7,9 @@ which python-prctl does not support; libseccomp, whose Python bindings are unmai
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +68,9 @@ class Account:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error, which is the journal under systemd."""
-    sys.stderr.write(f"{NAME}: {text}\n")
-    sys.stderr.flush()
+    """Write a line to standard error, which is the journal under systemd. Never raises: journald may have ended."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{NAME}: {text}\n".encode(errors="replace"))
 
 
 def become(account: Account) -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from . import protocol, request_policy, sandbox, settings
-from .audit import OPS_PER_LINE, Audit, cost
+from .audit import MARKS_PER_OP, OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
 from .kernel import Kernel
 from .keys import AuditFailure
@@ -280,9 +280,9 @@ class Server:
         counts = {"refusals_not_logged": self._unlogged, "checks": self._checks}
         peer = None if self._peer is None else self._peer.to_log()
         try:
-            counted = {"peer": peer, **entry, **{key: n for key, n in counts.items() if n}}
-            left = None if remaining is None else [each.to_wire() for each in remaining]
-            self._audit.write(counted, ops, left)
+            not_undone = None if remaining is None else [each.to_wire() for each in remaining]
+            counted = {key: number for key, number in counts.items() if number}
+            self._audit.write({"peer": peer, **entry}, ops, not_undone, counted)
             self._unlogged = self._checks = 0
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
@@ -359,6 +359,7 @@ class Server:
         finally:
             connection.close()
         self._roll_back("the client went away unconfirmed")
+        self._peer = None
 
     def _answer_requests(self, connection: Connection) -> None:
         try:
@@ -408,6 +409,10 @@ class Server:
         """Answer a request. If the log or ledger cannot be written, or the kernel not read, roll back and refuse."""
         try:
             return self._handlers[type(request)](request)
+        except MemoryError:
+            reason = "netagent has too little memory for the addresses, routes and rules of this host"
+            self._roll_back(reason)
+            return self._refuse(request, Refused(reason))
         except OSError as error:
             self._roll_back(str(error))
             allow = AUDIT_FAILURE if isinstance(error, AuditError) else None
@@ -442,5 +447,5 @@ def _without_ops(request: Request) -> Message:
 
 
 def _bulk(ops: Sequence[Operation]) -> int:
-    """Return the number of operations for `cost`: eight marks count as one more, for their bytes in the log."""
-    return len(ops) + sum(len(op.marks) // 8 for op in ops if isinstance(op, ForwardedReplies))
+    """Return the number of operations for `cost`; marks count as some, for their bytes in the log."""
+    return len(ops) + sum(len(op.marks) // MARKS_PER_OP for op in ops if isinstance(op, ForwardedReplies))

@@ -39,7 +39,7 @@ from .operations import (
     Undo,
 )
 from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
-from .protocol import Remaining
+from .protocol import MARKS_ADDRESSES, Remaining
 from .removal import AddressCounts, foreign_dependents, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
 from .rules import asks_main, rule_key
@@ -73,6 +73,7 @@ class Transaction:
         """`look` returns the kernel's state, and raises OSError if it cannot be read."""
         self._kernel, self._ledger, self._look = kernel, ledger, look
         self._is_applied = False  # True if this process has carried out all operations of the open transaction
+        self._gateways: tuple[IPAddress, ...] = ()  # of the routes that the open transaction added
 
     @property
     def request(self) -> str | None:
@@ -100,7 +101,8 @@ class Transaction:
         used |= {mark.link for op in back if isinstance(op, ForwardedReplies) for mark in op.marks}
         identities = {link.index: link.identity for link in links if link.index in used}
         self._ledger.write(replace(entry, request=request, undo=back, table=table, links=identities))
-        self._is_applied = False
+        routes = (op for op in ops if isinstance(op, RouteReplace))
+        self._is_applied, self._gateways = False, tuple(op.gateway for op in routes if op.gateway is not None)
         is_new = (isinstance(each, RouteRemove) for each in undo)
         sent = tuple(self._kernel.change([_adding(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
@@ -118,17 +120,18 @@ class Transaction:
     def commit(self) -> None:
         """Keep the open transaction. Raises OSError if the ledger cannot be written or the kernel cannot be read."""
         entry = self._ledger.entry
-        used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
-        gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
+        gateways = tuple(dict.fromkeys((*entry.gateways, *self._gateways)))
         remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those from boot
         self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
 
     def _owned(self, entry: Entry) -> Owned:
-        """Return the addresses that are owned after the commit.
+        """Return the addresses that are owned after the commit; none if the kernel marks them itself.
 
         An address that the request added and removed again is not owned: another program may add it later. If the
         request removed one prefix length of an address and the link has it with another, it stays owned.
         """
+        if MARKS_ADDRESSES:
+            return frozenset()
         there = dict[tuple[int, IPInterface], bool]()
         for op in reversed(entry.undo):  # in the order of the request
             if isinstance(op, AddressAdd | AddressRemove):
@@ -214,7 +217,7 @@ class Transaction:
     def _read(self) -> View | None:
         """Return the kernel's state; None if it cannot be read."""
         for _ in range(UNDO_ATTEMPTS):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, MemoryError):
                 return self._look()
         return None
 

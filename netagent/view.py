@@ -76,6 +76,7 @@ class View:
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
         self.settings, self.known, self.snapshot = settings, known, snapshot
         self.links = {link.index: link for link in snapshot.links}
+        self.changed_mtus = set[int]()  # links whose MTU this request changes
         self._cloud = {link.index for link in snapshot.links if _is_cloud(link, settings)}
         self._excluded = {
             each.index for each in snapshot.links if claims.is_excluded(settings.exclude, each.name, each.mac)
@@ -93,6 +94,7 @@ class View:
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules = Rules(snapshot.rules, settings.rule_priority)
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # of any table, by link
+        self._default_links = set[tuple[int, int]]()  # the links with IP versions of these default routes
         self._main_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # the same, of main only
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
@@ -180,8 +182,9 @@ class View:
             self.connected_routes.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
         for hop in route.hops:
             if not route.destination.prefixlen:
-                if hop.gateway is not None and route.table not in self.own_tables(hop.link):
+                if hop.gateway is not None and route.protocol != PROTOCOL:
                     self.default_gateways[hop.link].add(hop.gateway)
+                    self._default_links.add((hop.link, route.destination.version))
                     if route.table == TABLE_MAIN and not route.restricted:
                         self._main_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
@@ -243,15 +246,26 @@ class View:
         Routes that the kernel derived from addresses of the cloud's links are left out: they do not conflict.
         """
         for _, route in self._foreign.overlapping(network):
+            if self._is_throw(route):
+                continue
             if (route.table != TABLE_LOCAL or self._is_by_hand(route)) and route.destination.prefixlen > 1:
                 for each in (self._host_route(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.by_kernel):
                         yield each
 
+    @staticmethod
+    def _is_throw(route: Route) -> bool:
+        """Return True for a route with which the kernel goes on to the next rule (VPNs leave out local subnets so).
+
+        In main, there is usually no further rule, and the kernel discards the packets.
+        """
+        return route.kind == rtnetlink.RTN_THROW and route.table != TABLE_MAIN
+
     def _half_routes(self) -> Iterator[HostRoute]:
         """Yield the foreign routes to halves of the address space (a VPN for everything), one entry per next hop."""
         for route in self.snapshot.routes:
-            if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL and not route.is_owned:
+            is_elsewhere = route.table != TABLE_LOCAL and not self._is_throw(route)
+            if route.destination.prefixlen == 1 and is_elsewhere and not route.is_owned:
                 yield from (self._host_route(route, hop) for hop in route.hops)
 
     def may_leave_tunnel(self, network: IPNetwork) -> bool:
@@ -275,7 +289,7 @@ class View:
             destination=route.destination,
             link=link,
             gateway=gateway,
-            discards=route.kind in _DISCARDS,
+            discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),  # of other tables: see _is_throw
             by_cloud=(on_cloud and by_router) or self._is_subnet_of_child(route, hop),
             by_kernel=on_cloud and (to_gateway or self._is_connected(route, hop)),
             is_local=route.table == TABLE_LOCAL,
@@ -566,7 +580,7 @@ class View:
         learned = [subnet for subnet in learned if not is_single(subnet) and not is_link_local(subnet)]
         if any(gateway == subnet.network_address + 1 for subnet in learned):
             return True
-        has_default = any(each.version == gateway.version for each in self.default_gateways[link])
+        has_default = (link, gateway.version) in self._default_links  # IPv4 routes may have IPv6 gateways (RFC 5549)
         may_be_convention = not learned and not has_default and not is_link_local(single(gateway))
         return may_be_convention and self._is_convention(link, gateway)
 
@@ -649,8 +663,8 @@ class View:
 
     def has_heard_router(self, link: int) -> bool:
         """Return True if an IPv6 router has advertised itself on the link."""
-        gateways = any(each.version == 6 for each in self.default_gateways[link])
-        return gateways or any(each.version == 6 and not is_link_local(each) for each in self.learned[link])
+        has_default = (link, 6) in self._default_links
+        return has_default or any(each.version == 6 and not is_link_local(each) for each in self.learned[link])
 
     def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
         """Count a route that this request adds or replaces."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.netagent import audit
-from cloud_network.netagent.operations import RuleRemove
+from cloud_network.netagent.operations import ForwardedReplies, LinkMark, RuleRemove
 from cloud_network.netagent.protocol import (
     HEADER,
     MAX_FRAME,
@@ -129,6 +129,41 @@ def test_large_requests_are_logged_whole_in_journal_sized_lines(
     assert sum(len(line.get("ops", ())) for line in found) == ops
     assert sum(len(line.get("not_undone", ())) for line in found) == remaining
     assert max(map(len, text)) < 48 << 10
+
+
+def test_large_tables_of_marks_are_logged_in_journal_sized_lines(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    marks = tuple(LinkMark(2**31 - 1, 2**32 - at) for at in range(1, 65))
+    op = {**ForwardedReplies(marks).to_wire(), "errno": 0}
+    audit.Audit(path, "0" * 36).write({"request": "apply"}, [op] * 400)
+    text = path.read_text().splitlines()
+    assert max(map(len, text)) < 48 << 10
+    assert sum(len(json.loads(line)["ops"]) for line in text) == 400
+    assert sum(map(len, text)) < audit.cost(400 * (1 + 64 // audit.MARKS_PER_OP))
+
+
+def test_only_the_first_of_several_lines_has_the_counts(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    audit.Audit(path, "0" * 36).write({"request": "apply"}, [{"op": "link_up"}] * 500, counts={"checks": 3})
+    assert [json.loads(line).get("checks") for line in path.read_text().splitlines()] == [3, None, None]
+
+
+WITHOUT_JOURNAL = """
+import os, sys
+from pathlib import Path
+from cloud_network.netagent import audit, sandbox
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(reader)
+sandbox.say("a warning")
+audit.Audit(Path(sys.argv[1]), "0" * 36).write({"request": "apply"})
+"""
+
+
+def test_a_line_is_written_although_journald_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    subprocess.run([sys.executable, "-I", "-c", WITHOUT_JOURNAL, str(path)], check=True)
+    assert json.loads(path.read_text())["request"] == "apply"
 
 
 @pytest.mark.parametrize(

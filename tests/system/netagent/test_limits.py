@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -143,6 +144,43 @@ def test_a_full_routing_table_fits_into_the_units_memory(lab: Lab) -> None:
         wire.socket.settimeout(60)
         assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
     assert peak_memory(lab.daemons.pid("netagent")) < memory_max()
+
+
+def test_too_little_memory_refuses_requests_and_ends_nothing(lab: Lab) -> None:
+    """As with 600,000 routes and the real limit; a neighbour that advertises prefixes can cause that many."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["link add load0 type bridge", "link set load0 up"])
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60)["verdict"] == "applied"
+        pid = lab.daemons.pid("netagent")
+        limit_memory(pid, int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize() + (8 << 20))
+        lab.batch([f"route add 172.16.{at >> 8}.{at & 255} dev load0 proto bird" for at in range(40_000)])
+        wire.socket.settimeout(60)
+        answer = wire.ask(request="check", ops=[address(on, "10.0.2.11/32")])
+        assert (answer["verdict"], "too little memory" in answer["reason"]) == ("refused", True)
+        assert audit_lines(lab)[-2]["not_undone"][0]["reason"] == "the kernel could not be asked"
+        limit_memory(pid, 512 << 20)
+        assert wire.ask(request="check", ops=[address(on, "10.0.2.11/32")])["verdict"] == "ok"
+    with Wire(lab) as root:
+        root.socket.settimeout(60)
+        assert root.ask(request="flush", id="all")["verdict"] == "applied"
+    assert "10.0.2.10" not in lab.run(["ip", "address"]).stdout
+    assert lab.daemons.pid("netagent") == pid
+
+
+def limit_memory(pid: int, size: int) -> None:
+    """Change netagent's soft limit of address space, as its user: it is not dumpable."""
+    user = str(Path(f"/proc/{pid}/task").stat().st_uid)
+    setpriv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    subprocess.run([*setpriv, "prlimit", f"--pid={pid}", f"--as={size}:{512 << 20}"], check=True)
+
+
+def test_one_change_of_a_links_mtu_in_a_request(lab: Lab) -> None:
+    """Many drivers stop the device for each."""
+    mtus: Ops = [{"op": "link_mtu", "link": ifindex(lab, "eth0"), "mtu": mtu} for mtu in (1400, 1500)]
+    with Wire(lab) as wire:
+        assert "twice in one request" in wire.apply(*mtus)["reason"]
+        assert wire.apply(mtus[0])["verdict"] == "applied"
 
 
 def peak_memory(pid: int) -> int:
@@ -337,6 +375,21 @@ def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
     lab.batch([f"address add 10.98.{at >> 8}.{at & 255}/32 dev eth0" for at in range(2000)])
     done = lab.run([sys.executable, "-I", "-c", DUMPS], timeout=120)
     assert done.stdout == "True []\n"
+
+
+NO_IPV6 = """
+import socket
+from cloud_network.netagent import kernel
+kernel.FAMILIES = (socket.AF_INET, 12)
+reader = kernel.Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+routes = reader.routes()
+print(len(routes) - len(set(routes)), {rule.selector.version for rule in reader.rules()}, reader.static_neighbours())
+"""
+
+
+def test_a_kernel_without_ipv6_is_read(lab: Lab) -> None:
+    """For a family that it lacks, it answers with all routes, and with EAFNOSUPPORT for rules (ipv6.disable=1)."""
+    assert lab.run([sys.executable, "-I", "-c", NO_IPV6]).stdout == "0 {4} frozenset()\n"
 
 
 MISSED = """

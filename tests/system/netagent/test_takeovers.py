@@ -10,7 +10,7 @@ from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
-from cloud_network.netagent import ledger, policy
+from cloud_network.netagent import claims, ledger, policy
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import start
@@ -162,6 +162,35 @@ def test_allow_addresses_widens_a_learned_subnet(lab: Lab) -> None:
     lab.write_config(CONFIG + 'AllowAddresses = "10.0.0.0/23"\n')
     start(lab)
     assert verdict(lab, wide) == "applied"
+
+
+@pytest.mark.parametrize("hop", ["via inet6 fe80::1 dev eth0", "nhid 20"])
+def test_an_ipv6_gateway_of_ipv4_routes_leaves_no_choice(lab: Lab, hop: str) -> None:
+    """RFC 5549, as with BGP unnumbered: the link has a default route, so no neighbour is a gateway by convention."""
+    on = ifindex(lab, "eth0")
+    ops = [address(on, "10.77.0.9/24"), route(on, "192.0.2.0/24", "10.77.0.253")]
+    lab.batch(["nexthop add id 10 via fe80::1 dev eth0", "nexthop add id 20 group 10"])
+    lab.batch([f"route add 0.0.0.0/0 metric 500 {hop}"])
+    assert "not known as a gateway" in refused(lab, *ops)
+    lab.batch(["route del 0.0.0.0/0 metric 500"])
+    assert verdict(lab, *ops) == "applied"
+
+
+@pytest.mark.parametrize("distance", [0, claims.SECOND_TABLE])
+def test_an_operators_default_route_in_the_links_table_names_the_gateway(lab: Lab, distance: int) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch([f"route add default via 10.77.0.7 dev eth0 onlink table {9999 + on + distance}"])
+    own = address(on, "10.77.0.9/24")
+    assert "not known as a gateway" in refused(lab, own, route(on, "192.0.2.0/24", "10.77.0.1"))
+    assert verdict(lab, own, route(on, "192.0.2.0/24", "10.77.0.7")) == "applied"
+
+
+def test_throw_routes_of_other_tables_lead_nowhere(lab: Lab) -> None:
+    """A VPN leaves out the local subnet with such a route (Tailscale in table 52, strongSwan in 220)."""
+    on = ifindex(lab, "eth1")
+    lab.batch(["route add throw 10.0.1.0/24 table 52", "route add throw 10.88.0.0/16"])
+    assert verdict(lab, address(on, "10.0.1.66/32"), route(on, "10.0.1.0/24")) == "applied"
+    assert "discarding it" in refused(lab, address(on, "10.88.0.9/32"))  # without a rule after main, it does
 
 
 def test_allow_gateways_names_a_neighbour(lab: Lab) -> None:
@@ -738,6 +767,21 @@ def test_our_former_gateway_is_protected(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1")) == "applied"
     assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
+
+
+def test_the_gateway_of_a_replaced_route_is_remembered(lab: Lab) -> None:
+    """Without its route, only the ledger knows it."""
+    lab.stop("netagent")
+    lab.write_config(CONFIG + 'AllowGateways = "10.20.0.0/16"\n')
+    start(lab)
+    on = ifindex(lab, "eth0")
+    there = [address(on, "10.20.0.10/24"), route(on, "10.200.0.0/16", "10.20.0.254")]
+    with Wire(lab) as wire:
+        assert wire.apply(*there)["verdict"] == "applied"
+        assert wire.apply(route(on, "10.200.0.0/16", "10.20.0.253"))["verdict"] == "applied"
+    lab.batch(["link set eth0 down", "link set eth0 up"])
+    for gateway in ("10.20.0.254", "10.20.0.253"):
+        assert "a gateway" in refused(lab, address(on, f"{gateway}/32"))
 
 
 def test_later_gateways_push_no_former_gateway_out(lab: Lab) -> None:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, ip_interface
 from pathlib import Path
 
 import pytest
+from cloud_network.netagent import transaction
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, Undo
@@ -20,6 +21,12 @@ IP = IPv4Address("10.0.2.50")
 HOST, SUBNET = IPv4Interface("10.0.2.50/32"), IPv4Interface("10.0.2.50/24")
 
 
+@pytest.fixture(autouse=True)
+def linux_before_5_18(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ledger list the owned addresses, as with a kernel that does not mark them."""
+    monkeypatch.setattr(transaction, "MARKS_ADDRESSES", False)
+
+
 class DoingKernel(Kernel):
     """A kernel in which every change succeeds, with these addresses and routes."""
 
@@ -27,11 +34,11 @@ class DoingKernel(Kernel):
         """Open no socket."""
         self._addresses, self._routes = list(addresses), list(routes)
 
-    def addresses(self, link: int = 0) -> list[Address]:
-        return [each for each in self._addresses if link in (0, each.link)]
+    def addresses(self) -> list[Address]:
+        return self._addresses
 
-    def routes(self, protocol: int = 0) -> list[Route]:
-        return [each for each in self._routes if protocol in (0, each.protocol)]
+    def routes(self) -> list[Route]:
+        return self._routes
 
     def view(self) -> View:
         """Return the state with the links eth0 and eth1."""

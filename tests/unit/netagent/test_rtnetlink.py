@@ -126,7 +126,15 @@ def test_decodes_an_address_without_a_peer_or_without_any(local: str | None) -> 
     """The kernel leaves out 0.0.0.0, as of `ip address add 10.55.0.1 peer 0.0.0.0`."""
     attributes = [] if local is None else [("IFA_LOCAL", local)]
     body = encoded(ifaddrmsg(), {"family": 2, "prefixlen": 32, "index": 3}, attributes)
-    assert str(rtnetlink.decode_address(body).ip) == (local or "0.0.0.0")
+    found = rtnetlink.decode_address(body)
+    assert found is not None
+    assert str(found.ip) == (local or "0.0.0.0")
+
+
+def test_addresses_of_other_families_are_left_out() -> None:
+    """A dump of all families has those of MCTP and Phonet, with one byte each."""
+    body = rtnetlink.IFADDRMSG.pack(45, 0, 0, 0, 3) + rtnetlink.RTATTR.pack(5, rtnetlink.IFA_LOCAL) + b"\x09\0\0\0"
+    assert rtnetlink.decode_address(body) is None
 
 
 def test_decodes_every_next_hop_of_a_multipath_route() -> None:
