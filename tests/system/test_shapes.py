@@ -82,7 +82,7 @@ def test_two_interfaces_in_one_subnet_with_leases_of_ipv6(dhcp_all: bool) -> Non
 
 
 @pytest.mark.parametrize("dhcp_all", [False, True])
-def test_two_interfaces_in_one_subnet_with_routes_to_their_gateway(dhcp_all: bool) -> None:
+def test_two_interfaces_in_one_subnet_with_routes_to_the_gateway(dhcp_all: bool) -> None:
     """systemd-networkd adds a route to the gateway with each lease."""
     same = Interface("10.0.1.0/24", 3)
     with Lab(Spec((same, same), dhcp_all=dhcp_all)) as lab:

@@ -46,7 +46,7 @@ def test_macvlan_child_is_left_alone(lab: Lab) -> None:
     assert held.alive()
 
 
-def test_macvlan_child_with_the_subnet_before_the_start_is_left_alone(lab: Lab) -> None:
+def test_macvlan_child_with_the_subnet_before_the_start_is_kept(lab: Lab) -> None:
     """After a reboot, a service of the operator may set it up first. A secondary interface has no lease."""
     nic = lab.nics[1]
     lab.stop("fetcher")

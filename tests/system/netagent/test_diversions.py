@@ -43,9 +43,7 @@ def neighbours_answer_for(lab: Lab, *addresses: str) -> None:
 
 
 @pytest.mark.parametrize("destination", ["169.254.0.0/16", "169.254.169.0/24", f"{METADATA}/32"])
-def test_metadata_server_stays_behind_its_gateway_beside_a_zeroconf_route(
-    lab: Lab, tmp_path: Path, destination: str
-) -> None:
+def test_zeroconf_route_does_not_take_the_metadata_server(lab: Lab, tmp_path: Path, destination: str) -> None:
     """RHEL's ifup adds 169.254.0.0/16 to each interface; DHCP (option 121) gives the route to the server."""
     primary, secondary = ifindex(lab, "eth1"), ifindex(lab, "eth0")
     neighbours_answer_for(lab, f"{METADATA}/32")
@@ -68,7 +66,7 @@ def test_metadata_server_stays_behind_its_gateway_beside_a_zeroconf_route(
         assert seen.receivers(METADATA, "10.0.2.10") == {"cloud"}
 
 
-def test_a_second_link_does_not_get_the_metadata_server_of_the_first(lab: Lab, tmp_path: Path) -> None:
+def test_a_second_link_does_not_get_the_firsts_metadata_server(lab: Lab, tmp_path: Path) -> None:
     """Without a route to the server, main has it on the link whose zeroconf route has the lower metric."""
     secondary = ifindex(lab, "eth0")
     neighbours_answer_for(lab, f"{METADATA}/32")
@@ -174,7 +172,7 @@ def test_macvlan_of_an_interface_has_its_subnet(lab: Lab) -> None:
     assert "another program routes by br0" in refused(lab, address(secondary, "10.87.0.10/32"))
 
 
-def test_local_range_of_another_program_keeps_no_subnet_out_of_a_table(lab: Lab) -> None:
+def test_foreign_local_range_keeps_no_subnet_out_of_a_table(lab: Lab) -> None:
     """Rules come after the one for table local, so the range stays local (AnyIP)."""
     lab.batch(["route add local 10.0.1.208/28 dev lo"])
     secondary = ifindex(lab, "eth0")
@@ -204,7 +202,7 @@ def test_packets_between_pods_keep_their_route(lab: Lab) -> None:
         assert wire.apply(first)["verdict"] == "applied"
 
 
-def test_single_address_of_a_bridge_comes_after_main_beside_its_route(lab: Lab) -> None:
+def test_single_address_of_a_bridge_comes_after_main(lab: Lab) -> None:
     lab.batch(["link add br0 type bridge", "link set br0 up", "address add 10.0.1.99/32 dev br0"])
     primary = ifindex(lab, "eth1")
     first = rule("10.0.1.99", 9999 + primary, 31000)
@@ -239,7 +237,7 @@ def test_address_kept_on_a_link_that_is_down_stays_with_the_vpn(lab: Lab, text: 
         assert wire.apply({"op": "link_up", "link": ifindex(lab, "eth0")})["verdict"] == "applied"
 
 
-def test_own_on_link_route_does_not_free_the_gateway_of_another_link(lab: Lab) -> None:
+def test_own_on_link_route_does_not_free_another_links_gateway(lab: Lab) -> None:
     """The gateway of a /32 lies in no subnet (Hetzner, Scaleway). First its network on link, then as another link's."""
     gateway, subnet = "172.31.1.1", "172.31.1.0/24"
     primary, secondary = ifindex(lab, "eth1"), ifindex(lab, "eth0")
@@ -249,7 +247,7 @@ def test_own_on_link_route_does_not_free_the_gateway_of_another_link(lab: Lab) -
     assert f"would take over {gateway}" in refused(lab, address(secondary, "172.31.1.9/24"))
 
 
-def test_packets_that_the_host_forwards_for_other_networks_keep_their_route(lab: Lab) -> None:
+def test_packets_forwarded_for_other_networks_keep_their_route(lab: Lab) -> None:
     """A router's clients are behind its default route. No client has an address of the range that the rule selects."""
     secondary = ifindex(lab, "eth0")
     lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
@@ -270,7 +268,7 @@ def test_packets_that_the_host_forwards_for_other_networks_keep_their_route(lab:
         assert of_subnet["verdict"] == "applied", of_subnet
 
 
-def test_range_with_local_addresses_of_another_interface_gets_no_rule(lab: Lab) -> None:
+def test_range_with_local_addresses_of_another_link_gets_no_rule(lab: Lab) -> None:
     """The host itself sends from these addresses (AnyIP). On lo they belong to the interface with the subnet."""
     lab.batch(["route add local 10.0.1.72/29 dev eth0"])
     table = 9999 + ifindex(lab, "eth1")
@@ -308,7 +306,7 @@ def test_gateway_inside_a_local_range_is_refused(lab: Lab, pool: str, gateway: s
     assert refused(lab, {**ops[1], "op": "route_remove"}, default) == f"gateway {gateway} is this host's own"
 
 
-def test_gateway_of_a_link_whose_routes_are_not_in_main_is_protected(lab: Lab, tmp_path: Path) -> None:
+def test_gateway_of_a_link_with_routes_outside_main_is_protected(lab: Lab, tmp_path: Path) -> None:
     """NetworkManager's ipv4.route-table= and systemd-networkd's RouteTable= keep all routes of a link out of main."""
     secondary = ifindex(lab, "eth0")
     lab.batch(
@@ -337,7 +335,7 @@ def test_range_is_accepted_beside_wide_routes_of_a_vpn(lab: Lab, destinations: t
     )
 
 
-def test_rule_from_the_address_of_a_bridge_comes_after_the_one_for_main(lab: Lab) -> None:
+def test_rule_from_a_bridges_address_comes_after_that_for_main(lab: Lab) -> None:
     """The kernel chooses the bridge's address for connections to its network, which is a part of the link's subnet."""
     lab.batch(["link add br0 type bridge", "link set br0 up", "address add 10.0.1.193/28 dev br0"])
     primary = ifindex(lab, "eth1")
@@ -365,7 +363,7 @@ def test_first_host_of_a_further_subnet_is_no_address(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("length", [16, 24, 29])
-def test_subnet_around_the_gateway_of_a_single_address_is_refused(lab: Lab, length: int) -> None:
+def test_subnet_around_a_single_addresss_gateway_is_refused(lab: Lab, length: int) -> None:
     """For masquerade and packets without a source, the kernel prefers an address whose subnet has the next hop."""
     primary = ifindex(lab, "eth1")
     lab.batch(["address flush dev eth1", f"address add {MINE}/32 dev eth1"])
@@ -394,7 +392,7 @@ def test_subnet_and_a_part_of_it_are_added_together(lab: Lab) -> None:
         assert answer["verdict"] == "applied", answer
 
 
-def test_prefix_that_a_router_keeps_off_link_is_not_put_on_link_in_parts(lab: Lab) -> None:
+def test_prefix_kept_off_link_by_a_router_stays_so_in_parts(lab: Lab) -> None:
     """A router's prefix without the flag L: the host gets an address in it, and no route."""
     primary, prefix = ifindex(lab, "eth1"), "2001:db8:77::/64"
     lab.batch(["address add 2001:db8:77::10/64 dev eth1 nodad noprefixroute"])

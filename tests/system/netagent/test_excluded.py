@@ -97,7 +97,7 @@ def test_no_link_takes_what_an_excluded_link_routes(
     assert (answer["verdict"], after) == ("refused", before)
 
 
-def test_the_subnet_of_an_excluded_link_is_reached_by_the_gateway(excluded_lab: Lab, seen: PacketObservers) -> None:
+def test_an_excluded_links_subnet_is_reached_by_the_gateway(excluded_lab: Lab, seen: PacketObservers) -> None:
     """Each link's table has the subnets of the other links, also of excluded ones."""
     on = ifindex(excluded_lab, "eth1")
     leads = main_rule(), rule("10.0.1.10", 9999 + on)

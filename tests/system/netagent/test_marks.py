@@ -346,7 +346,7 @@ def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> Non
     lab.wait_for(lambda: state(lab) == before)
 
 
-def test_rollback_adds_no_mark_to_a_link_that_is_excluded_meanwhile(lab: Lab, on: Links) -> None:
+def test_rollback_adds_no_mark_to_a_link_that_is_excluded_now(lab: Lab, on: Links) -> None:
     with Wire(lab) as wire:
         assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
         assert wire.apply(table((on.primary, 1)), confirm_within=60)["verdict"] == "applied"

@@ -100,7 +100,7 @@ def test_a_secondary_of_the_same_request_is_known_as_one(lab: Lab, wire: Wire) -
 
 
 @pytest.mark.parametrize("text", ["10.8.2.66/24", "fd00:8::66/64"])
-def test_a_later_address_of_another_program_gets_its_connected_route(lab: Lab, wire: Wire, text: str) -> None:
+def test_a_later_foreign_address_gets_its_connected_route(lab: Lab, wire: Wire, text: str) -> None:
     """Beside an IPv4 address of ours without that route it would be a secondary, for which the kernel adds none."""
     on, host = ifindex(lab, "eth0"), text.partition("/")[0]
     quiet = {**address(on, text), "route": False}
@@ -253,7 +253,7 @@ def test_an_ipv6_prefix_route_instead_of_the_kernels_stays(lab: Lab, wire: Wire,
     assert "metric 1024" in sh(lab, "ip -6 route show fd00:ae::/64")
 
 
-def test_an_ipv6_prefix_route_beside_the_kernels_hinders_no_removal(lab: Lab, wire: Wire) -> None:
+def test_ipv6_prefix_route_beside_the_kernels_blocks_no_removal(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     sh(lab, "ip -6 route add fd00:af::/64 dev eth0 proto static metric 1024")
     apply(wire, address(on, "fd00:af::5/64"))
@@ -361,7 +361,7 @@ def test_a_link_stays_up_with_an_ipv6_address_of_ours_that_stays(lab: Lab, wire:
 
 
 @pytest.mark.parametrize("how", ["stays", "comes back"])
-def test_a_link_stays_up_with_an_ipv6_address_of_ours_from_before(lab: Lab, wire: Wire, how: str) -> None:
+def test_a_link_stays_up_with_an_earlier_owned_ipv6_address(lab: Lab, wire: Wire, how: str) -> None:
     spare = spare_link(lab)
     lab.batch(["link set spare down"])
     owned = address(spare, "fd00:61::5/128")
@@ -501,7 +501,7 @@ def test_a_range_that_moves_to_another_link_leaves_no_rule(lab: Lab, wire: Wire)
     assert "depends on it" in reason(wire, route(other, "10.88.0.0/24", table=255))
 
 
-def test_a_rule_that_another_links_address_made_wrong_blocks_no_repair(lab: Lab, wire: Wire) -> None:
+def test_a_rule_made_wrong_by_another_link_blocks_no_repair(lab: Lab, wire: Wire) -> None:
     """A compromised fetcher has added both /32; the repaired one removes them link by link."""
     on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     selects = rule("10.87.0.0/24", table(lab), local=True)
@@ -538,7 +538,7 @@ def test_rules_go_with_the_ranges_that_go_with_the_last_address(lab: Lab, wire: 
     assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
 
 
-def test_a_rollback_keeps_the_last_address_with_a_range_that_comes_back(lab: Lab, wire: Wire) -> None:
+def test_a_rollback_keeps_the_last_address_with_a_restored_range(lab: Lab, wire: Wire) -> None:
     on, ranged = ifindex(lab, "eth0"), route(ifindex(lab, "eth0"), "10.88.0.0/24", table=255)
     apply(wire, address(on, "10.0.2.10/24", "address_remove"))
     apply(wire, ranged)
@@ -549,7 +549,7 @@ def test_a_rollback_keeps_the_last_address_with_a_range_that_comes_back(lab: Lab
     assert "10.88.0.0/24" in sh(lab, "ip route show table local")
 
 
-def test_a_rollback_keeps_the_last_address_with_a_range_from_before(lab: Lab, wire: Wire) -> None:
+def test_a_rollback_keeps_the_last_address_with_an_earlier_range(lab: Lab, wire: Wire) -> None:
     """The kernel would remove the range with the address, and its rule would stay."""
     on, own, ranged = ifindex(lab, "eth0"), address(ifindex(lab, "eth0"), "10.0.2.10/24"), "10.88.0.0/24"
     apply(wire, address(on, "10.0.2.10/24", "address_remove"))
@@ -562,7 +562,7 @@ def test_a_rollback_keeps_the_last_address_with_a_range_from_before(lab: Lab, wi
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_rollback_restores_the_routes_that_went_with_the_last_address(lab: Lab, wire: Wire, replaced: bool) -> None:
+def test_rollback_restores_routes_removed_with_the_last_address(lab: Lab, wire: Wire, replaced: bool) -> None:
     on = ifindex(lab, "eth0")
     selects = rule("10.88.0.0/25", table(lab), 31020)
     apply(wire, main_rule(), route(on, "10.88.0.0/24", table=255), selects)

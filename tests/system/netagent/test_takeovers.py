@@ -177,7 +177,7 @@ def test_an_ipv6_gateway_of_ipv4_routes_leaves_no_choice(lab: Lab, hop: str) -> 
 
 
 @pytest.mark.parametrize("distance", [0, claims.SECOND_TABLE])
-def test_an_operators_default_route_in_the_links_table_names_the_gateway(lab: Lab, distance: int) -> None:
+def test_an_operators_route_in_the_links_table_names_the_gateway(lab: Lab, distance: int) -> None:
     on = ifindex(lab, "eth0")
     lab.batch([f"route add default via 10.77.0.7 dev eth0 onlink table {9999 + on + distance}"])
     own = address(on, "10.77.0.9/24")
@@ -291,7 +291,7 @@ def test_a_link_that_comes_up_takes_nothing_from_a_vpn(lab: Lab, owner: str, own
         assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
 
 
-def test_a_link_that_comes_up_does_not_take_a_subnet_that_another_one_has_learned(lab: Lab) -> None:
+def test_a_link_that_comes_up_takes_no_subnet_of_another_link(lab: Lab) -> None:
     """The connected route of cloud-network's address has a lower metric than that of a DHCP client."""
     lab.batch(["link add spare type veth peer name spare1", "link set spare1 up"])
     on, up = ifindex(lab, "spare"), {"op": "link_up", "link": ifindex(lab, "spare")}
@@ -345,7 +345,7 @@ def test_a_gateway_by_convention_stays_in_a_vpn(lab: Lab, subnet: str, own: str,
 
 @pytest.mark.parametrize("part", ["10.0.1.77/32", "10.0.1.64/26"])
 @pytest.mark.parametrize("way", ["dev wg0", "via 10.0.1.5"])
-def test_a_part_of_the_interfaces_subnet_stays_where_it_is_routed(lab: Lab, way: str, part: str) -> None:
+def test_a_part_of_the_links_subnet_stays_where_it_is_routed(lab: Lab, way: str, part: str) -> None:
     on = ifindex(lab, "eth1")
     lab.batch([*RIVALS["VPN"][:3], f"route add 10.0.1.77/32 {way}"])
     assert "another program routes" in refused(lab, route(on, part))
@@ -473,7 +473,7 @@ def test_a_subnet_of_a_bridge_that_is_down_is_left_to_it(lab: Lab, foreign: str,
 
 @pytest.mark.parametrize("kind", ["unreachable", "blackhole", "prohibit"])
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
-def test_a_kill_switch_in_main_is_not_looked_up_before_other_rules(lab: Lab, kind: str, network: str) -> None:
+def test_a_kill_switch_in_main_does_not_come_before_other_rules(lab: Lab, kind: str, network: str) -> None:
     """suppress_prefixlength does not suppress a default route that discards: no rule after it would be used."""
     family = "-6" if ":" in network else "-4"
     main = main_rule(network)
@@ -611,7 +611,7 @@ def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
     assert "10.0.2.10" not in lab.run(["ip", "rule"]).stdout
 
 
-def test_rollback_restores_no_address_that_an_operator_has_added_with_another_length(lab: Lab) -> None:
+def test_rollback_keeps_an_operators_address_of_another_length(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with Wire(lab) as wire:
         assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
@@ -678,7 +678,7 @@ def test_rollback_adds_no_rule_that_a_request_could_not_add(lab: Lab, what: str)
     assert "from 10.0.2.10" not in lab.run(["ip", "rule"]).stdout
 
 
-def test_rollback_at_a_start_adds_nothing_to_a_link_that_is_excluded_now(lab: Lab) -> None:
+def test_rollback_at_a_start_adds_nothing_to_an_excluded_link(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with Wire(lab) as wire:
         assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
@@ -692,7 +692,7 @@ def test_rollback_at_a_start_adds_nothing_to_a_link_that_is_excluded_now(lab: La
     assert "10.0.2.10" not in lab.run(["ip", "address"]).stdout
 
 
-def test_a_flush_removes_objects_from_a_link_that_is_no_longer_the_clouds(lab: Lab) -> None:
+def test_flush_removes_objects_from_a_link_not_of_the_cloud_now(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with Wire(lab) as wire:
         assert wire.apply(address(on, "10.0.2.10/24"), route(on, "10.0.2.0/24"))["verdict"] == "applied"

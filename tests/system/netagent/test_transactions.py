@@ -94,7 +94,7 @@ def test_rolled_back_on_request(lab: Lab, wire: Wire) -> None:
     assert kernel_state(lab) == before
 
 
-def test_a_changed_address_is_rolled_back_although_its_link_has_other_routes(lab: Lab, wire: Wire) -> None:
+def test_a_changed_address_is_rolled_back_beside_other_routes(lab: Lab, wire: Wire) -> None:
     """The kernel removes them with the last address of a link, but the former one is restored before that."""
     on = ifindex(lab, "eth0")
     there = [address(on, "10.0.2.10/24"), route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1")]

@@ -180,7 +180,7 @@ def test_facts_wait_until_a_change_of_the_network_is_applied(cloud: Cloud, aws: 
     assert settled(aws).system["ami-id"].startswith("ami-")
 
 
-def test_facts_are_read_although_the_network_changes_with_each_read(cloud: Cloud, aws: Aws) -> None:
+def test_facts_are_read_although_each_read_finds_a_change(cloud: Cloud, aws: Aws) -> None:
     for count in range(2, 12):
         cloud.load(Interface("10.0.1.0/24", count))
         found = aws.fetch()

@@ -463,7 +463,7 @@ def test_refused_address_that_is_there_stays() -> None:
     assert not found.withheld
 
 
-def test_refused_rule_for_main_is_reported_before_the_rules_that_need_it() -> None:
+def test_refused_rule_for_main_is_reported_before_its_dependents() -> None:
     cloud = instance(interface(1), interface(2))
     needs_it = next(each for each in wanted(cloud, host(link(1), link(2))).rules if each.priority == 31020)
     found = wanted(cloud, host(link(1), link(2)), refused(main_rule(4, Config()), needs_it))

@@ -235,7 +235,7 @@ def test_metadata_change_during_a_read_is_for_the_next_one(schedule: Schedule, c
     assert schedule.refresh_due == clock.now + 0.5
 
 
-def test_metadata_that_a_failed_look_at_the_kernel_left_unused_is_read_again(schedule: Schedule, clock: Clock) -> None:
+def test_metadata_unused_after_failed_kernel_reads_is_read_again(schedule: Schedule, clock: Clock) -> None:
     reading = Reading(KNOWN, None, 1, 0.1)
     for report, most in (
         (PassReport(kernel_error="rtnetlink: interrupted 10 times by changes"), 2.0),
