@@ -23,7 +23,7 @@ from .kernel import Kernel
 from .ledger import Ledger
 from .netfilter import Netfilter
 from .protocol import SOCKET
-from .sandbox import NAME, Account, SandboxError, say
+from .sandbox import NAME, Account, SandboxError, log
 from .server import Server
 
 FETCHER = "cloud-network"
@@ -117,7 +117,7 @@ def run(config: Path, idle: float) -> None:
     gc.set_threshold(GC_THRESHOLD)
     server.start()
     notify_ready(manager)
-    say("ready")
+    log("ready")
     server.run(sockets.listener, fetcher.uid, idle if passed else float("inf"))
 
 

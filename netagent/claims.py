@@ -44,7 +44,7 @@ CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
 
 
 SECOND_TABLE = 1 << 30
-"""Distance from a link's table to its second one: above every ifindex."""
+"""Distance from a link's table to its second one: above every ifindex that the kernel chooses."""
 
 
 # Tables.
@@ -235,7 +235,7 @@ class HostRoute:
     gateway: IPAddress | None
     discards: bool  # blackhole, unreachable or prohibit
     by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
-    by_kernel: bool  # on a link of the cloud, also an excluded one: of an address, or to the gateway of a lease
+    is_expected: bool  # of an address of a link of the cloud (also an excluded one), or to the gateway of a lease
     is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
 
 
@@ -262,14 +262,16 @@ def is_too_wide(destination: IPNetwork, learned: Iterable[IPNetwork]) -> bool:
 
 
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
-    if route.discards or not route.by_cloud or (route.is_local and route.link != link):
+    if route.discards or not route.by_cloud:
         return True
-    if route.by_kernel:
+    if route.is_local and route.link != link:  # AnyIP or anycast of another link
+        return True
+    if route.is_expected:
         return False
     is_equal_subnet = route.destination == network and not is_single(network)
-    if route.gateway is None and (route.link == link or is_equal_subnet):
+    if route.gateway is None and (route.link == link or is_equal_subnet):  # two links may be in one subnet
         return False
-    return contains(network, route.destination)
+    return contains(network, route.destination)  # a wider route of the cloud stays for the rest of its destination
 
 
 def is_excluded(patterns: Iterable[str], name: str, mac: str) -> bool:

@@ -22,7 +22,8 @@ _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
-FAMILIES = (socket.AF_INET, socket.AF_INET6)
+ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV6_ROUTE}
+"""Multicast group of the routes of each family."""
 
 Object = TypeVar("Object")
 
@@ -63,7 +64,7 @@ class Kernel:
     def routes(self) -> list[Route]:
         """Return the routes of all tables."""
         found = []
-        for family, group in zip(FAMILIES, (RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE), strict=True):
+        for family, group in ROUTE_GROUPS.items():
             header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             found += [rtnetlink.decode_route(body) for body in self._route_bodies(header, group)]
         if all(route.hops[0].link or not route.nexthop for route in found):
@@ -100,7 +101,7 @@ class Kernel:
     def rules(self) -> list[Rule]:
         """Return the rules of IPv4 and IPv6."""
         found = []
-        for family in FAMILIES:
+        for family in ROUTE_GROUPS:
             header = rtnetlink.FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             found += self._dump(rtnetlink.RTM_GETRULE, header, rtnetlink.decode_rule)
         return [rule for rule in found if rule is not None]
@@ -114,7 +115,7 @@ class Kernel:
     def static_neighbours(self) -> frozenset[tuple[int, int]]:
         """Return the links and IP versions that have neighbour entries of another program, also proxy entries."""
         found = []
-        for family in FAMILIES:
+        for family in ROUTE_GROUPS:
             for flags in (0, rtnetlink.NTF_PROXY):
                 header = rtnetlink.NDMSG.pack(family, 0, 0, flags, 0)
                 found += self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_static_neighbour)

@@ -257,7 +257,7 @@ class RouteReplace:
 
 @dataclass(frozen=True, slots=True)
 class RouteAdd(RouteReplace):
-    """A RouteReplace that fails if the table has a route to the destination, of any program: NLM_F_EXCL.
+    """A RouteReplace that fails if the table has a route of any program with this destination and metric: NLM_F_EXCL.
 
     Another program may have added one since netagent read the routes. Only sent to the kernel; no client can request
     it, and no file has it.

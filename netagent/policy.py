@@ -83,12 +83,13 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
     """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
     if view.links[op.link].up:
         raise Refusal("the link is already up")
+    # The learned subnets do not count (learned=()): a link that is down has no routes yet.
     for network in view.connected_networks(op.link):
         if not claims.within(network, view.settings.allow_addresses):
-            check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
+            check_rivals(op.link, network, network, (), view)
             if not claims.is_link_local(network):
                 check_nesting(op.link, network, view)
-            if network not in view.learned[op.link]:  # not of another program's address on this link
+            if network not in view.learned[op.link]:  # the connected route of a foreign address was to be expected
                 check_connected(op.link, network, view)
     for network in view.local_to_be(op.link):
         if not claims.within(network, view.settings.allow_addresses):
@@ -210,7 +211,7 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
             f"another program routes {network} on link; the kernel would confuse that route with the address's own"
         )
     for each in view.addresses_in(link, network):
-        has_route = view.owns(each) or (link, network) in view.connected_routes
+        has_route = view.owns(each) or (link, network) in view.ipv6_connected_routes
         if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
     for subnet in view.subnets.containing(link, network):
@@ -258,7 +259,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_connected(op.link, network, view)
         check_prefix_route(op.link, network, view)
     if use := view.protects(ip):
-        raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
+        raise Refusal(f"{ip} is {use}")
     if view.has_peer(ip):  # with the address, the kernel would remove an IPv6 route to the peer
         raise Refusal(f"{ip} is the peer of an address of this host")
     holders = view.holders(ip)
@@ -373,7 +374,11 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     is_gateway = is_single(network) and view.is_router(op.link, network.network_address)
     if not is_gateway:
         check_link_local(op.link, network, view)
-    if is_gateway or view.is_near(op.link, network) or view.is_subnet(op.link, network):
+    if (
+        is_gateway
+        or view.is_on_link_without_own_tables(op.link, network)
+        or view.is_subnet_of_address(op.link, network)
+    ):
         check_diversion(op.link, network, is_gateway, view)
         if not is_single(network):
             check_nesting(op.link, network, view)
@@ -405,7 +410,7 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
     if claims.within(network, view.settings.allow_addresses):
         return
     found: Iterable[claims.HostRoute] = view.host_routes(network)
-    if view.is_subnet(link, network):
+    if view.is_subnet_of_address(link, network):
         if view.has_connected_route(link, network) or view.has_route_on_link(link, network):
             return
         found = [route for route in found if route.destination == network]
@@ -445,7 +450,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
         if route.is_local:
             continue  # table local comes first: see check_rule_add
         same = (route.link, route.gateway) == (op.link, op.gateway)
-        of_cloud = same or route.by_cloud or route.by_kernel or claims.is_wide_link_local(route.destination, network)
+        of_cloud = same or route.by_cloud or route.is_expected or claims.is_wide_link_local(route.destination, network)
         if route.discards or not of_cloud:
             raise _routed_elsewhere(network, network, route, view)
 

@@ -247,7 +247,7 @@ class CheckAnswer:
 
     def to_wire(self) -> Message:
         """Return the answer that is sent."""
-        shown = [refusal.details() for refusal in self.refusals[:MAX_REFUSALS]]
+        shown = [refusal.details() for refusal in self.refusals]
         return {"verdict": Verdict.OK.value, "refused": self.refused, "refusals": shown}
 
     @classmethod

@@ -43,7 +43,7 @@ class Accepted:
     position: int
     op: Operation
     undo: Undo
-    lost: tuple[int, IPNetwork] | None  # see lost_by
+    removed_support: tuple[int, IPNetwork] | None  # see support_removed_by
 
 
 class Rejected(Exception):
@@ -74,7 +74,7 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     """
     orphaning = dict[int, Refused]()
     for _ in range(MAX_ROUNDS):
-        accepted, refusals = judged(ops, view, orphaning)
+        accepted, refusals = check_each(ops, view, orphaning)
         found = {each.position: each for each in orphans(accepted, view) if each.position is not None}
         orphaning |= found
         if not found:
@@ -83,28 +83,28 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     return sorted([*refusals, *orphaning.values()], key=lambda each: each.position or 0)
 
 
-def judged(ops: Sequence[Operation], view: View, left_out: Collection[int]) -> tuple[list[Accepted], list[Refused]]:
+def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) -> tuple[list[Accepted], list[Refused]]:
     """Check each operation, except those at the positions `left_out`, which have been refused already."""
-    accepted, refusals, positions = list[Accepted](), list[Refused](), list[int]()
+    accepted, refusals, refused_positions = list[Accepted](), list[Refused](), list[int]()
     for position, op in enumerate(ops):
         if position in left_out:
-            positions.append(position)
+            refused_positions.append(position)
             continue
         try:
             accepted.append(accept(position, op, view))
         except Refusal as refusal:
             depends = None
             if len(refusals) < MAX_REFUSALS:  # later ones are only counted
-                depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
+                depends = next((each for each in refused_positions if builds_on(op, ops[each], view)), None)
             refusals.append(refusal.at(position, depends))
-            positions.append(position)
+            refused_positions.append(position)
     return accepted, refusals
 
 
 def accept(position: int, op: Operation, view: View) -> Accepted:
     """Return the operation as accepted, and count it in the view. Raises Refusal."""
     undo = check_one(op, view)
-    return Accepted(position, op, undo, lost_by(op, undo, view))
+    return Accepted(position, op, undo, support_removed_by(op, undo, view))
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
@@ -158,19 +158,12 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
         link = key.table - view.settings.route_table_base
         if (
             key.mask == mask
-            and is_managed(link, view)
+            and view.is_managed(link)  # no request can set the mark of another link
             and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks
         ):
             reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
             yield Refused(reason, position)
             return
-
-
-def is_managed(link: int, view: View) -> bool:
-    """Return True if the link may have a mark."""
-    found = view.links.get(link)
-    excluded = found is not None and claims.is_excluded(view.settings.exclude, found.name, found.mac)
-    return view.is_cloud(link) and not excluded
 
 
 def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
@@ -179,13 +172,13 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
     That it also selects addresses of other links is no reason: they may have got these since, and then the repair would
     be refused.
     """
-    lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
+    removed = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
-        if each.lost is not None:
-            lost.setdefault(each.lost, each.position)
-    rules = rules_by_table(view) if lost else {}
+        if each.removed_support is not None:
+            removed.setdefault(each.removed_support, each.position)
+    rules = rules_by_table(view) if removed else {}
     justified = set[RuleAdd]()
-    for (link, network), position in lost.items():
+    for (link, network), position in removed.items():
         found = (rules[table].overlapping(network) for table in view.own_tables(link) if table in rules)
         for _, rule in chain.from_iterable(found):
             if rule in justified:
@@ -197,7 +190,7 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
             justified.add(rule)
 
 
-def lost_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNetwork] | None:
+def support_removed_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNetwork] | None:
     """Return the link and the network of an object that `op` removes or replaces and that may justify rules.
 
     An address justifies rules for its whole subnet, an on-link or local route rules for its destination. With the last

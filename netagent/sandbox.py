@@ -67,7 +67,7 @@ class Account:
     gid: int
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write a line to standard error, which is the journal under systemd. Never raises: journald may have ended."""
     with contextlib.suppress(OSError):
         os.write(2, f"{NAME}: {text}\n".encode(errors="replace"))
@@ -135,7 +135,7 @@ def restrict_files(writable: Iterable[Path]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     abi = _syscall(libc, SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     if abi < 1:
-        say("this kernel has no Landlock; systemd's ProtectSystem= does a part of it")
+        log("this kernel has no Landlock; systemd's ProtectSystem= does a part of it")
         return
     writes = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_AND_MAKE
     writes |= LANDLOCK_ACCESS_FS_REFER if abi >= 2 else 0

@@ -62,7 +62,7 @@ class AuditError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Budgets of all clients together. At these rates, the log (144 MiB) holds at least several hours."""
+    """Budgets of all clients together. At these rates, the log (144 MiB) holds about 16 hours."""
 
     requests: TokenBucket
     refusal_lines: TokenBucket
@@ -205,7 +205,7 @@ class Server:
         found, warnings = settings.resolvers()
         for warning in warnings:
             if warning not in self._warnings:
-                sandbox.say(warning)
+                sandbox.log(warning)
         self._warnings = warnings
         return found
 
@@ -261,12 +261,12 @@ class Server:
         more: Message | None = None,
     ) -> None:
         """Log a change with the errno of each operation."""
-        elsewhere = ("errnos", "not_undone", "not_undone_more")
-        said = {key: value for key, value in answer.to_wire().items() if key not in elsewhere}
+        logged_separately = ("errnos", "not_undone", "not_undone_more")
+        fields = {key: value for key, value in answer.to_wire().items() if key not in logged_separately}
         remaining = answer.remaining if isinstance(answer, Failed) else None
         done = [{**op.to_wire(), "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
         duration = {"duration_us": int((monotonic() - began) * 1e6)}
-        self._log({**_without_ops(request), **said, **duration, **(more or {})}, done, remaining)
+        self._log({**_without_ops(request), **fields, **duration, **(more or {})}, done, remaining)
 
     def _log(
         self,
@@ -286,7 +286,7 @@ class Server:
             self._unlogged = self._checks = 0
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
-            sandbox.say(reason)
+            sandbox.log(reason)
             if must and self._settings.audit_failure is AuditFailure.REFUSE:
                 raise AuditError(reason) from None
 
@@ -301,7 +301,7 @@ class Server:
         signal.signal(signal.SIGALRM, _interrupt)
         for damage in (self._audit.damage, self._ledger.damage):
             if damage is not None:
-                sandbox.say(damage)
+                sandbox.log(damage)
                 self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
         self._resolvers()
         self._roll_back("netagent ended before the change was confirmed", was_logged=False)
@@ -313,10 +313,10 @@ class Server:
         kernel.mark_mask = self._settings.mark_mask
         if self._settings.sets_marks:
             if kernel.netfilter is None and self._is_activated:
-                sandbox.say('ForwardedReplies="mark": ending, to be started again with a socket to nfnetlink')
+                sandbox.log('ForwardedReplies="mark": ending, to be started again with a socket to nfnetlink')
                 raise Stop
             if kernel.netfilter is None:
-                sandbox.say('ForwardedReplies="mark" needs a restart: there is no socket to nfnetlink')
+                sandbox.log('ForwardedReplies="mark" needs a restart: there is no socket to nfnetlink')
             return
         if kernel.netfilter is None:
             return
@@ -429,7 +429,7 @@ class Server:
                 self._settings = new
                 self._settle_netfilter()
             except (OSError, settings.SettingsError) as error:
-                sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
+                sandbox.log(f"reload failed: {error}; continuing with the log and the settings in use")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

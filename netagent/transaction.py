@@ -40,12 +40,13 @@ from .operations import (
 )
 from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
 from .protocol import MARKS_ADDRESSES, Remaining
-from .removal import AddressCounts, foreign_dependents, lost_with_link
-from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
+from .removal import AddressCounts, foreign_dependents, is_derived, lost_with_link
+from .rtnetlink import IFA_F_SECONDARY, Address, Link
 from .rules import asks_main, rule_key
 from .view import Owned, OwnRoute, View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
+"""The object was removed already (or its link), or added already."""
 UNDO_ATTEMPTS = 3
 _GUARDED = (AddressAdd, AddressRemove, ForwardedReplies, LinkDown, LinkMtu, RouteReplace)
 """Operations that are undone only after a check for objects that other programs have added since."""
@@ -85,18 +86,18 @@ class Transaction:
         request: str,
         ops: Sequence[Operation],
         undo: Sequence[Undo],
-        lost: Sequence[RouteReplace] = (),
+        lost_routes: Sequence[RouteReplace] = (),
         links: Iterable[Link] = (),
     ) -> Outcome:
         """Apply `ops`; `undo` has the inverse of each, in the same order. If one fails, undo all.
 
-        `lost` are owned routes that the kernel removes with addresses; a rollback adds them again, after the addresses.
-        `links` are the host's: a rollback changes no other link that gets the ifindex of one. Raises OSError if the
-        ledger cannot be written; then the kernel is not changed.
+        `lost_routes` are owned ones that the kernel removes with addresses; a rollback adds them again, after the
+        addresses. `links` are the host's: a rollback changes no other link that gets the ifindex of one. Raises OSError
+        if the ledger cannot be written; then the kernel is not changed.
         """
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
-        back = (*reversed(undo), *lost)
+        back = (*reversed(undo), *lost_routes)
         used = {op.link for op in back if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
         used |= {mark.link for op in back if isinstance(op, ForwardedReplies) for mark in op.marks}
         identities = {link.index: link.identity for link in links if link.index in used}
@@ -111,7 +112,7 @@ class Transaction:
             return Outcome(sent)
         done = [each for errno, each in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
-        return Outcome(errnos, failed, self._undo((*reversed(done), *lost)))
+        return Outcome(errnos, failed, self._undo((*reversed(done), *lost_routes)))
 
     def roll_back(self) -> tuple[Remaining, ...]:
         """Undo the open transaction. Returns the operations that could not be undone, normally none."""
@@ -175,7 +176,7 @@ class Transaction:
         if view is None:
             return [], [_failure(op, None) for op in rules]
         missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
-        pending, refused = _judged(missing, check_one, view)
+        pending, refused = _split_by_policy(missing, check_one, view)
         return [*pending], refused
 
     def _close(self, left: Sequence[Remaining]) -> None:
@@ -284,7 +285,7 @@ class RollbackState:
             self._holders[each.ip].add((each.link, each.prefix))
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._subnets = Counter((each.link, each.network) for each in addresses)  # number of addresses in each
-        made = (route for route in self._foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
+        made = (route for route in self._foreign if not is_derived(route))  # derived ones go with their addresses
         self._foreign_places = {(route.table, route.destination) for route in made}
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
         for each in addresses:
@@ -431,7 +432,7 @@ def _failure(op: Undo, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
-def _judged(
+def _split_by_policy(
     ops: Iterable[Operation], check: Callable[[Operation, View], object], view: View
 ) -> tuple[list[Operation], list[Remaining]]:
     """Return the operations that `check` accepts, and the refused ones with the reasons."""
@@ -452,7 +453,7 @@ def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
     Of an IPv6 route with next hops of other programs, too, the removal of every next hop is tried: the kernel compares
     the protocol of each.
     """
-    ops, remaining = _judged(_owned(view), check_flush, view)
+    ops, remaining = _split_by_policy(_owned(view), check_flush, view)
     shared = [route for route in view.snapshot.routes if route.is_shared]
     ops += [RouteRemove(each.table, hop.link, each.destination, hop.gateway) for each in shared for hop in each.hops]
     return ops, remaining

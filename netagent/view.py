@@ -101,10 +101,12 @@ class View:
         self._gateway_networks: NetworkIndex[IPAddress] = NetworkIndex()  # the same, as /32 or /128
         self._divided: dict[IPNetwork, bool] = {}  # see _has_foreign_part; requests do not change foreign routes
         self.counts = AddressCounts()
-        self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
+        self.ipv6_connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
-        self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
+        self._connected_counts = Counter[
+            tuple[int, IPNetwork]
+        ]()  # number of addresses with a connected route, also if down
         self._subnets_before: dict[IPNetwork, set[int]] = defaultdict(set)  # links by subnet, before the request
         for each in snapshot.addresses:
             if (network := self.network_of(each)) is not None:
@@ -117,10 +119,10 @@ class View:
         self.marks = snapshot.marks
         self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
         self._own_count = 0
-        self._add_addresses(snapshot.addresses)
+        self._add_addresses(snapshot.addresses)  # before the routes: _add_on_link needs them
         self._add_gateways(snapshot.nexthops)
         self._add_routes(snapshot.routes)
-        managed = (link for link in self.learned if self.is_cloud(link) and link not in self._excluded)
+        managed = filter(self.is_managed, self.learned)
         self._learned_by_cloud = {network for link in managed for network in self.learned[link]}
         self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
 
@@ -179,7 +181,9 @@ class View:
         if route.table == TABLE_MAIN and not route.destination.prefixlen and not route.restricted:
             self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
         if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
-            self.connected_routes.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
+            self.ipv6_connected_routes.update(
+                (hop.link, route.destination) for hop in route.hops if hop.gateway is None
+            )
         for hop in route.hops:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.protocol != PROTOCOL:
@@ -250,7 +254,7 @@ class View:
                 continue
             if (route.table != TABLE_LOCAL or self._is_by_hand(route)) and route.destination.prefixlen > 1:
                 for each in (self._host_route(route, hop) for hop in route.hops):
-                    if each.discards or not (each.by_cloud and each.by_kernel):
+                    if each.discards or not (each.by_cloud and each.is_expected):
                         yield each
 
     @staticmethod
@@ -291,7 +295,7 @@ class View:
             gateway=gateway,
             discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),  # of other tables: see _is_throw
             by_cloud=(on_cloud and by_router) or self._is_subnet_of_child(route, hop),
-            by_kernel=on_cloud and (to_gateway or self._is_connected(route, hop)),
+            is_expected=on_cloud and (to_gateway or self._is_connected(route, hop)),
             is_local=route.table == TABLE_LOCAL,
         )
 
@@ -299,8 +303,7 @@ class View:
         """Return True for the connected route of a macvlan or ipvlan on an interface, which has the same neighbours."""
         found = self.links.get(hop.link)
         parent = found.parent if found is not None else 0
-        managed = self.is_cloud(parent) and parent not in self._excluded
-        return managed and not hop.encapsulates and self._is_connected(route, hop)
+        return self.is_managed(parent) and not hop.encapsulates and self._is_connected(route, hop)
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""
@@ -323,6 +326,10 @@ class View:
     def is_cloud(self, link: int) -> bool:
         """Return True for an interface of the cloud: no loopback, and no rtnetlink kind that AllowKinds= lacks."""
         return link in self._cloud
+
+    def is_managed(self, link: int) -> bool:
+        """Return True for an interface of the cloud that Exclude= does not name."""
+        return self.is_cloud(link) and link not in self._excluded
 
     def set_up(self, link: int) -> None:
         """Count a link that this request sets up."""
@@ -364,7 +371,7 @@ class View:
         network = self.network_of(address)
         if network is not None:
             self._subnet_addresses[address.link, network][address.ip] = address
-            self._connected[address.link, network] += not address.flags & IFA_F_NOPREFIXROUTE
+            self._connected_counts[address.link, network] += not address.flags & IFA_F_NOPREFIXROUTE
             self.subnets.add(address.link, network)
 
     def remove_address(self, address: Address) -> None:
@@ -384,7 +391,7 @@ class View:
             return
         same = self._subnet_addresses[address.link, network]
         del same[address.ip]
-        self._connected[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
+        self._connected_counts[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
         stays = network in self.learned[address.link] or (address.link, network) in self._static_networks
         if not same and not stays:
             self.subnets.discard(address.link, network)
@@ -419,7 +426,7 @@ class View:
         """Return the link's addresses with exactly this network."""
         return self._subnet_addresses.get((link, network), {}).values()
 
-    def is_subnet(self, link: int, network: IPNetwork) -> bool:
+    def is_subnet_of_address(self, link: int, network: IPNetwork) -> bool:
         """Return True for the subnet of an address of the link.
 
         Also of an address with a /32 or /128, if this or another link of the cloud has learned the subnet. Link-local
@@ -434,7 +441,7 @@ class View:
 
     def has_connected_route(self, link: int, network: IPNetwork) -> bool:
         """Return True if an address of the link has a connected route to this network, or will have it once up."""
-        return self._connected[link, network] > 0
+        return self._connected_counts[link, network] > 0
 
     def has_route_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has a foreign route to exactly this network on the link, without a gateway."""
@@ -463,7 +470,7 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        others = {other for _, other in self.subnets.around(network) if self._connected[other, network]}
+        others = {other for _, other in self.subnets.around(network) if self._connected_counts[other, network]}
         in_main = (route for route in self._foreign.exactly(network) if route.table == TABLE_MAIN)
         others |= {hop.link for route in in_main for hop in route.hops}
         return any(other != link and self.is_cloud(other) for other in others)
@@ -542,7 +549,9 @@ class View:
 
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
+        return self.is_on_link_without_own_tables(link, network) or any(
+            True for _ in self._own_on_link.containing(link, network)
+        )
 
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.
@@ -555,17 +564,17 @@ class View:
         around = (each for each in networks if each in self.learned[link] or self.addresses_in(link, each))
         return any(each != network for each in (*around, *shared))
 
-    def is_near(self, link: int, network: IPNetwork) -> bool:
+    def is_on_link_without_own_tables(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link by an address or main, without the link's tables."""
         return any(True for _ in self.subnets.containing(link, network))
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self.default_gateways[link] or self._is_router_of_main(link, gateway):
+        if gateway in self.default_gateways[link] or self._is_router_of_main(link, gateway):  # 1; 2, 3 and 5
             return True
         if not is_link_local(single(gateway)):
             return False
-        # An own gateway stays one after its advertisement has expired.
+        # 4. An own gateway stays one after its advertisement has expired.
         return (link, gateway) in self._routers or self._own_gateways[link][gateway] > 0
 
     def _is_router_of_main(self, link: int, gateway: IPAddress) -> bool:
@@ -604,11 +613,11 @@ class View:
         return (each for each in gateways if claims.within(single(each), self.settings.allow_gateways))
 
     def protects(self, ip: IPAddress) -> str | None:
-        """Return a description of a protected address: a gateway or a resolver. None for any other address."""
+        """Return a description of a protected address: a gateway's or a resolver's. None for any other address."""
         if ip in self.known.resolvers:
-            return "a resolver"
+            return "a resolver's address"
         if ip in self.gateways or ip in self.known.former_gateways:
-            return "a gateway"
+            return "a gateway's address"
         for subnet, link in self.subnets.around(single(ip)):
             if subnet in self.learned[link] and ip == self._gateway_to_be(link, subnet):
                 return f"the gateway of {subnet} by convention"

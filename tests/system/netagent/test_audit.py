@@ -155,7 +155,7 @@ from cloud_network.netagent import audit, sandbox
 reader, writer = os.pipe()
 os.dup2(writer, 2)
 os.close(reader)
-sandbox.say("a warning")
+sandbox.log("a warning")
 audit.Audit(Path(sys.argv[1]), "0" * 36).write({"request": "apply"})
 """
 

@@ -380,7 +380,7 @@ def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
 NO_IPV6 = """
 import socket
 from cloud_network.netagent import kernel
-kernel.FAMILIES = (socket.AF_INET, 12)
+kernel.ROUTE_GROUPS = {socket.AF_INET: 7, 12: 11}  # 12: a family that this kernel lacks
 reader = kernel.Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
 routes = reader.routes()
 print(len(routes) - len(set(routes)), {rule.selector.version for rule in reader.rules()}, reader.static_neighbours())
