@@ -89,7 +89,7 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
             check_rivals(op.link, network, network, (), view)
             if not claims.is_link_local(network):
                 check_nesting(op.link, network, view)
-            if network not in view.learned[op.link]:  # the connected route of a foreign address was to be expected
+            if not view.learned.has(op.link, network):  # the connected route of a foreign address was to be expected
                 check_connected(op.link, network, view)
     for network in view.local_to_be(op.link):
         if not claims.within(network, view.settings.allow_addresses):
@@ -119,8 +119,8 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
         raise Refusal(f"{shown} is loopback, link-local, multicast, reserved or a metadata server's")
     if claims.within(network, view.settings.allow_addresses):
         return
-    learned = view.learned[link]
-    if not claims.within(network, claims.PRIVATE) and not claims.within(network, learned):
+    learned = list(view.learned.containing(link, network))
+    if not claims.within(network, claims.PRIVATE) and not learned:
         if network.version == 6 and not view.has_heard_router(link):
             reason = f"{shown} is not private, and {view.name(link)} has received no IPv6 router advertisement yet"
             raise Refusal(reason, allow=allow_addresses(network), code=Code.WAITING)
@@ -161,12 +161,10 @@ def check_nesting(link: int, network: IPNetwork, view: View) -> None:
 
 def check_width(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if an on-link network would divert hosts from the gateway of a link with learned subnets."""
-    learned = [each for each in view.learned[link] if each.version == network.version and not is_single(each)]
-    learned = [each for each in learned if not claims.is_link_local(each)]
     allowed = claims.within(network, view.settings.allow_addresses)
-    if not learned or allowed or claims.within(network, learned):
+    if allowed or not view.has_learned_subnet(link, network.version) or view.has_learned(link, network):
         return
-    if subnet := claims.widened(network, learned):
+    if subnet := claims.widened(network, view.learned.overlapping(link, network)):
         reason = f"{network} is wider than {subnet}, which {view.name(link)} learned"
         raise Refusal(reason, allow=allow_addresses(network))
     if taken := view.protected_inside(network, link):
@@ -186,7 +184,7 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
 def check_protected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
-    if claims.within(network, (*view.learned[link], *view.settings.allow_addresses)):
+    if view.has_learned(link, network) or claims.within(network, view.settings.allow_addresses):
         return
     if taken := view.protected_elsewhere(network, link):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
@@ -606,7 +604,7 @@ def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: Vi
         return False
     around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
-    return around == {link} and (for_itself or claims.within(network, view.learned[link]))
+    return around == {link} and (for_itself or view.has_learned(link, network))
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -87,7 +87,10 @@ class View:
         self._peers = {address.peer for address in snapshot.addresses if address.peer is not None}
         self.held = NetworksByLink()  # each address of a link, as /32 or /128
         self.subnets = NetworksByLink()  # networks of addresses and of on-link routes in main
-        self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # from DHCP, a router or an operator, by link
+        self.learned = NetworksByLink()  # from DHCP, a router or an operator
+        self._learned_subnets = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see _learn
+        self._learned_by_cloud = set[IPNetwork]()  # of interfaces that Exclude= does not name
+        self._heard_routers = set[int]()  # links with an IPv6 network from a router
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
@@ -99,6 +102,7 @@ class View:
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self._gateway_networks: NetworkIndex[IPAddress] = NetworkIndex()  # the same, as /32 or /128
+        self._host_routes: dict[IPNetwork, Sequence[HostRoute]] = {}  # see host_routes
         self._divided: dict[IPNetwork, bool] = {}  # see _has_foreign_part; requests do not change foreign routes
         self.counts = AddressCounts()
         self.ipv6_connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
@@ -122,8 +126,6 @@ class View:
         self._add_addresses(snapshot.addresses)  # before the routes: _add_on_link needs them
         self._add_gateways(snapshot.nexthops)
         self._add_routes(snapshot.routes)
-        managed = filter(self.is_managed, self.learned)
-        self._learned_by_cloud = {network for link in managed for network in self.learned[link]}
         self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
 
     # Reading the snapshot.
@@ -134,9 +136,21 @@ class View:
             if self.owns(address):
                 continue
             if (network := self.network_of(address)) is not None:
-                self.learned[address.link].add(network)
+                self._learn(address.link, network)
             for route in self._routes_to_be(address):
                 self._foreign.add(route.destination, route)
+
+    def _learn(self, link: int, network: IPNetwork) -> None:
+        """Count a network of the link from DHCP, a router or an operator. A neighbour can advertise thousands."""
+        self.learned.add(link, network)
+        if self.is_managed(link):
+            self._learned_by_cloud.add(network)
+        if is_link_local(network):
+            return
+        if network.version == 6:
+            self._heard_routers.add(link)
+        if not is_single(network):
+            self._learned_subnets.add((link, network.version))
 
     def _routes_to_be(self, address: Address) -> Iterator[Route]:
         """Yield the connected routes that an address gets in main when its link is set up; none if the link is up."""
@@ -200,7 +214,7 @@ class View:
             return  # of an IPv6 address: it is no subnet of the link
         learned = self._is_learned(route, hop)
         if learned:
-            self.learned[hop.link].add(route.destination)
+            self._learn(hop.link, route.destination)
         if learned or self.is_cloud(hop.link):
             self.subnets.add(hop.link, route.destination)
             if not self._is_connected(route, hop):
@@ -243,12 +257,18 @@ class View:
         """Return True if a table has a route to exactly this destination that netagent did not add."""
         return any(route.table == table for route in self._foreign.exactly(destination))
 
-    def host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
-        """Yield the foreign routes that overlap a claim and may conflict with it, one entry per next hop.
+    def host_routes(self, network: IPNetwork) -> Sequence[HostRoute]:
+        """Return the foreign routes that overlap a claim and may conflict with it, one entry per next hop.
 
         Of table local, these are the routes that another program made: ranges (AnyIP), mostly on lo, and anycast.
-        Routes that the kernel derived from addresses of the cloud's links are left out: they do not conflict.
+        Routes that the kernel derived from addresses of the cloud's links are left out: they do not conflict. Requests
+        do not change foreign routes; a network may contain thousands, and a request may name it thousands of times.
         """
+        if network not in self._host_routes:
+            self._host_routes[network] = list(self._find_host_routes(network))
+        return self._host_routes[network]
+
+    def _find_host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
         for _, route in self._foreign.overlapping(network):
             if self._is_throw(route):
                 continue
@@ -392,7 +412,7 @@ class View:
         same = self._subnet_addresses[address.link, network]
         del same[address.ip]
         self._connected_counts[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
-        stays = network in self.learned[address.link] or (address.link, network) in self._static_networks
+        stays = self.learned.has(address.link, network) or (address.link, network) in self._static_networks
         if not same and not stays:
             self.subnets.discard(address.link, network)
 
@@ -436,7 +456,7 @@ class View:
             return False
         if self.addresses_in(link, network):
             return True
-        is_learned = network in self.learned[link] or network in self._learned_by_cloud
+        is_learned = self.learned.has(link, network) or network in self._learned_by_cloud
         return is_learned and any(True for _ in self.held.overlapping(link, network))
 
     def has_connected_route(self, link: int, network: IPNetwork) -> bool:
@@ -478,7 +498,7 @@ class View:
     def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
         """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
         yield from (other for _, other in self.subnets.elsewhere(link, network))
-        own = [subnet for subnet in self.learned[link] if contains(subnet, network)]
+        own = list(self.learned.containing(link, network))
         for _, route in self._foreign.overlapping(network):
             if not claims.is_too_wide(route.destination, own):
                 yield from (hop.link for hop in route.hops if hop.link != link and self._is_on_link(route, hop))
@@ -511,12 +531,12 @@ class View:
         return any(each.peer is not None or self.network_of(each) is not None for each in entries)
 
     def is_divided(self, link: int, network: IPNetwork) -> bool:
-        """Return True if another program routes a part of a subnet of the link that overlaps `network` elsewhere."""
+        """Return True if another program routes all or a part of a subnet that overlaps `network` elsewhere."""
         return any(map(self._has_foreign_part, self.subnets.overlapping(link, network)))
 
     def _has_foreign_part(self, subnet: IPNetwork) -> bool:
         if subnet not in self._divided:
-            inside = (each for each in self.host_routes(subnet) if each.destination.prefixlen > subnet.prefixlen)
+            inside = (each for each in self.host_routes(subnet) if each.destination.prefixlen >= subnet.prefixlen)
             self._divided[subnet] = any(not each.by_cloud for each in inside if not each.is_local)
         return self._divided[subnet]
 
@@ -561,7 +581,7 @@ class View:
         """
         shared = (each for each in self._own_on_link.containing(link, network) if each in self._learned_by_cloud)
         networks = self.subnets.containing(link, network)
-        around = (each for each in networks if each in self.learned[link] or self.addresses_in(link, each))
+        around = (each for each in networks if self.learned.has(link, each) or self.addresses_in(link, each))
         return any(each != network for each in (*around, *shared))
 
     def is_on_link_without_own_tables(self, link: int, network: IPNetwork) -> bool:
@@ -585,13 +605,13 @@ class View:
         """
         if gateway in self._main_gateways[link] or claims.within(single(gateway), self.settings.allow_gateways):
             return True
-        learned = [subnet for subnet in self.learned[link] if subnet.version == gateway.version]
-        learned = [subnet for subnet in learned if not is_single(subnet) and not is_link_local(subnet)]
-        if any(gateway == subnet.network_address + 1 for subnet in learned):
+        around = self.learned.containing(link, single(gateway))
+        if any(gateway == subnet.network_address + 1 for subnet in around if not is_link_local(subnet)):
             return True
         has_default = (link, gateway.version) in self._default_links  # IPv4 routes may have IPv6 gateways (RFC 5549)
-        may_be_convention = not learned and not has_default and not is_link_local(single(gateway))
-        return may_be_convention and self._is_convention(link, gateway)
+        if has_default or self.has_learned_subnet(link, gateway.version) or is_link_local(single(gateway)):
+            return False
+        return self._is_convention(link, gateway)
 
     def _is_convention(self, link: int, gateway: IPAddress) -> bool:
         """Return True for a gateway by convention of one of the link's addresses. One per link and family."""
@@ -619,7 +639,7 @@ class View:
         if ip in self.gateways or ip in self.known.former_gateways:
             return "a gateway's address"
         for subnet, link in self.subnets.around(single(ip)):
-            if subnet in self.learned[link] and ip == self._gateway_to_be(link, subnet):
+            if self.learned.has(link, subnet) and ip == self._gateway_to_be(link, subnet):
                 return f"the gateway of {subnet} by convention"
         return None
 
@@ -641,12 +661,9 @@ class View:
         for ip in (*self._gateways_in(network), *self.known.resolvers, *self.known.former_gateways):
             if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
                 return ip
-        for other, subnets in self.learned.items():
-            gateways = (self._gateway_to_be(other, subnet) for subnet in subnets if other != link)
-            inside = (ip for ip in gateways if ip is not None and contains(network, single(ip)))
-            if (gateway := next(inside, None)) is not None:
-                return gateway
-        return None
+        others = self.learned.elsewhere(link or 0, network)  # there is no link 0
+        gateways = (self._gateway_to_be(other, subnet) for subnet, other in others)
+        return next((ip for ip in gateways if ip is not None and contains(network, single(ip))), None)
 
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
         """Return a resolver inside `network`, or a gateway there of links on which main does not have this subnet."""
@@ -672,8 +689,15 @@ class View:
 
     def has_heard_router(self, link: int) -> bool:
         """Return True if an IPv6 router has advertised itself on the link."""
-        has_default = (link, 6) in self._default_links
-        return has_default or any(each.version == 6 and not is_link_local(each) for each in self.learned[link])
+        return (link, 6) in self._default_links or link in self._heard_routers
+
+    def has_learned_subnet(self, link: int, version: int) -> bool:
+        """Return True if the link has learned a subnet of this family, except for link-local networks."""
+        return (link, version) in self._learned_subnets
+
+    def has_learned(self, link: int, network: IPNetwork) -> bool:
+        """Return True if `network` is a learned network of the link or a part of one."""
+        return any(True for _ in self.learned.containing(link, network))
 
     def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
         """Count a route that this request adds or replaces."""

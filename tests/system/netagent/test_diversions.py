@@ -183,10 +183,11 @@ def test_foreign_local_range_keeps_no_subnet_out_of_a_table(lab: Lab) -> None:
     assert "local 10.0.1.210" in path
 
 
-def test_packets_between_pods_keep_their_route(lab: Lab) -> None:
-    """Another program gives pods addresses of the interface's subnet, and routes each to its pod."""
-    pods = ("10.0.1.70/32", "10.0.1.71/32")
-    lab.batch(["link add br0 type bridge", "link set br0 up", *(f"route add {pod} dev br0" for pod in pods)])
+@pytest.mark.parametrize("routes", [("10.0.1.70/32", "10.0.1.71/32"), ("10.0.1.0/24",)])
+def test_packets_between_pods_keep_their_route(lab: Lab, routes: tuple[str, ...]) -> None:
+    """Another program routes a part of the subnet to each pod, or all of it to a VPN, before the connected route."""
+    lab.batch(["route del 10.0.1.0/24 dev eth1", "route add 10.0.1.0/24 dev eth1 proto kernel src 10.0.1.10 metric 9"])
+    lab.batch(["link add br0 type bridge", "link set br0 up", *(f"route add {each} dev br0" for each in routes)])
     lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     primary = ifindex(lab, "eth1")
     table = 9999 + primary
@@ -198,7 +199,7 @@ def test_packets_between_pods_keep_their_route(lab: Lab) -> None:
         path = lab.run(["ip", "route", "get", "10.0.1.70", "from", "10.0.1.71", "iif", "br0"]).stdout
         assert "dev br0" in path
         assert "must come after it" in wire.apply({**main_rule(), "op": "rule_remove"})["reason"]
-        lab.batch([f"route del {pod} dev br0" for pod in pods])
+        lab.batch([f"route del {each} dev br0" for each in routes])
         assert wire.apply(first)["verdict"] == "applied"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 from cloud_network.netagent import request_policy, rtnetlink, transaction
@@ -57,6 +57,24 @@ def test_many_subnets_do_not_delay_rules_for_the_network_around() -> None:
     refused = request_policy.check_all(rules * (MAX_OPS // 4), view)
     assert time.process_time() < began + 5
     assert len(refused) == MAX_OPS
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("length", [64, 44])
+def test_many_advertised_prefixes_delay_no_request(length: int) -> None:
+    """A neighbour can advertise thousands in a second. With a search of all of them, a check took minutes."""
+    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
+    first, hop = int(IPv6Address("fd60::")), (NextHop(2, None),)
+    prefixes = (IPv6Network((first + (at << 64), 64)) for at in range(20000))
+    kernel = rtnetlink.RTN_UNICAST, rtnetlink.RTPROT_KERNEL
+    routes = tuple(Route(254, prefix, hop, *kernel, 256, None, expires=True) for prefix in prefixes)
+    view = View(Snapshot((link,), (), routes, LOCAL, frozenset()), Settings(), Known())
+    others = int(IPv6Address("fd60:0:0:8000::9" if length == 64 else "fd60::8000:0:0:0:9"))
+    ops = [AddressAdd(2, IPv6Interface((others + (at << 64), length)), True) for at in range(MAX_OPS // 2)]
+    began = time.process_time()
+    refused = request_policy.check_all(ops, view)
+    assert time.process_time() < began + 5
+    assert len(refused) == (0 if length == 64 else len(ops))
 
 
 @pytest.mark.exhaustive
