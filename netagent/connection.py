@@ -246,10 +246,10 @@ class Listener:
 
 
 def _sent_root_credentials(sock: socket.socket) -> bool:
-    """Return True if the first byte came with the credentials of protocol.ROOT."""
+    """Return True if the first byte came with the credentials of protocol.ROOT, and with nothing else."""
     try:
         with bounded_close():
             _, ancillary, _, _ = sock.recvmsg(1, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
     except OSError:
         return False
-    return [data for _, _, data in ancillary] == [ROOT]
+    return ancillary == [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, ROOT)]

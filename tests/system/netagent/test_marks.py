@@ -398,7 +398,8 @@ def test_off_removes_the_table_that_was_made_and_no_other(lab: Lab, on: Links) -
     lab.write_config(CONFIG)
     lab.kill("netagent", signal.SIGHUP)
     lab.wait_for(lambda: owned_table(lab) == "")
-    assert audit_lines(lab)[-1]["reason"] == "ForwardedReplies= is off"
+    line = audit_lines(lab)[-1]
+    assert (line["reason"], line["peer"]) == ("ForwardedReplies= is off", None)
     lab.run(["nft", "add table inet cloud_network"])  # netagent's ledger does not have this table
     lab.stop("netagent")
     start(lab)
