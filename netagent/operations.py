@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from reprlib import repr as shortened
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -30,6 +30,9 @@ MAX_PRIORITY = 32765
 MAX_MARK = 2**32 - 1
 MAX_MARKED_LINKS = 64
 EVERYTHING: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+
+
+Decoder = TypeVar("Decoder")
 
 
 class Malformed(ValueError):
@@ -70,6 +73,13 @@ class Fields:
         if len(values) > most:
             raise Malformed(f"{self._where}.{key}: {len(values)} maps are more than {most}")
         return [Fields(f"{self._where}.{key}[{at}]", value) for at, value in enumerate(values)]
+
+    def choose(self, decoders: Mapping[str, Decoder]) -> Decoder:
+        """Return the decoder that `op` names."""
+        name = self.take("op", str)
+        if name not in decoders:
+            raise Malformed(f"{self._where}.op: {name!r:.40} is not one of {', '.join(decoders)}")
+        return decoders[name]
 
     def boolean(self, key: str) -> bool:
         """Return True or False."""
@@ -400,27 +410,36 @@ DECODERS: Mapping[str, Callable[[Fields], Operation]] = {
 def operation_from_wire(value: object, where: str = "op") -> Operation:
     """Decode one operation. Raises Malformed with `where` and the key."""
     fields = Fields(where, value)
-    name = fields.take("op", str)
-    if name not in DECODERS:
-        raise Malformed(f"{where}.op: {name!r:.40} is not one of {', '.join(DECODERS)}")
-    operation = DECODERS[name](fields)
+    operation = fields.choose(DECODERS)(fields)
     fields.end()
     return operation
 
 
+def _earlier_mtu(fields: Fields) -> LinkMtu:
+    """Read an MTU that a link had: the kernel has links with any."""
+    return LinkMtu(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_INDEX))
+
+
+UNDO_DECODERS: Mapping[str, Callable[[Fields], Undo]] = {
+    **DECODERS,
+    LinkDown.NAME: LinkDown.from_wire,
+    LinkMtu.NAME: _earlier_mtu,
+}
+_OLDER_LEDGERS: Mapping[str, Mapping[str, object]] = {
+    RuleAdd.NAME: {"mark": 0, "mask": 0},
+    RuleRemove.NAME: {"local": False, "mark": 0, "mask": 0},
+}
+"""Keys that ledgers of earlier wire versions lack: `local` came with version 2, marks with version 4."""
+
+
 def undo_from_wire(value: object) -> Undo:
     """Decode one operation of the ledger. Raises Malformed."""
-    if isinstance(value, dict) and value.get("op") == LinkDown.NAME:
-        fields = Fields("undo", {key: each for key, each in value.items() if key != "op"})
-        return LinkDown.from_wire(fields)
-    if isinstance(value, dict) and value.get("op") == LinkMtu.NAME:
-        fields = Fields("undo", {key: each for key, each in value.items() if key != "op"})
-        return LinkMtu(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_INDEX))  # any earlier MTU
-    if isinstance(value, dict) and value.get("op") == RuleRemove.NAME:
-        value = {"local": False, **value}  # the ledger of wire version 1 has no `local`
-    if isinstance(value, dict) and value.get("op") in (RuleAdd.NAME, RuleRemove.NAME):
-        value = {"mark": 0, "mask": 0, **value}  # the ledgers before wire version 4 have no marks
-    return operation_from_wire(value, "undo")
+    if isinstance(value, dict) and value.get("op") in _OLDER_LEDGERS:
+        value = {**_OLDER_LEDGERS[value["op"]], **value}
+    fields = Fields("undo", value)
+    operation = fields.choose(UNDO_DECODERS)(fields)
+    fields.end()
+    return operation
 
 
 def _interface(interface: IPInterface) -> Message:
