@@ -121,7 +121,8 @@ class Transaction:
     def commit(self) -> None:
         """Keep the open transaction. Raises OSError if the ledger cannot be written or the kernel cannot be read."""
         entry = self._ledger.entry
-        gateways = tuple(dict.fromkeys((*entry.gateways, *self._gateways)))
+        removed = [op.gateway for op in entry.undo if isinstance(op, RouteReplace) and op.gateway is not None]
+        gateways = tuple(dict.fromkeys((*entry.gateways, *self._gateways, *removed)))
         remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those from boot
         self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
 
