@@ -13,14 +13,24 @@ from typing import TypeVar
 from . import rtnetlink
 from .netfilter import Netfilter
 from .operations import AddressAdd, AddressRemove, ForwardedReplies, IPAddress, LinkMark, Undo
-from .rtnetlink import Address, Link, NextHop, NextHopObject, Packed, Received, Route, Rule
+from .rtnetlink import (
+    DUMP_ATTEMPTS,
+    MAX_DATAGRAM,
+    NETLINK_CAP_ACK,
+    SOL_NETLINK,
+    Address,
+    Link,
+    NextHop,
+    NextHopObject,
+    Packed,
+    Received,
+    Route,
+    Rule,
+)
 
-SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 270, 1, 2
-NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 5, 10, 12
+NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET_STRICT_CHK = 1, 2, 5, 12
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
-_LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
-_DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
 ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV6_ROUTE}
 """Multicast group of the routes of each family."""
@@ -168,11 +178,11 @@ class Kernel:
         EAFNOSUPPORT.
         """
         family = header[0]  # in all of these headers
-        for _ in range(_DUMP_ATTEMPTS):
+        for _ in range(DUMP_ATTEMPTS):
             bodies = self._read_dump(kind, header)
             if bodies is not None:
                 return [body for body in bodies if family in (socket.AF_UNSPEC, body[0])]
-        raise DumpError(f"rtnetlink dump {kind}: interrupted {_DUMP_ATTEMPTS} times by changes")
+        raise DumpError(f"rtnetlink dump {kind}: interrupted {DUMP_ATTEMPTS} times by changes")
 
     def _read_dump(self, kind: int, header: bytes) -> list[bytes] | None:
         """Return the bodies of one dump, or None if it is inconsistent. Raises OSError if the kernel refuses it."""
@@ -205,13 +215,13 @@ class Kernel:
             self._receive()
 
     def _receive(self) -> bytes:
-        datagram, _, flags, (_, groups) = self._socket.recvmsg(_LARGEST)
+        datagram, _, flags, (_, groups) = self._socket.recvmsg(MAX_DATAGRAM)
         if groups:  # a notification: further ones would only fill the buffer
             self._leave()
             self._is_changed = True
             return b""
         if flags & socket.MSG_TRUNC:
-            raise DumpError(f"a netlink datagram of more than {_LARGEST} bytes")
+            raise DumpError(f"a netlink datagram of more than {MAX_DATAGRAM} bytes")
         return datagram
 
     def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:

@@ -9,11 +9,19 @@ from errno import EINVAL, ENOENT
 from . import nftables, rtnetlink
 from .claims import mark_bits
 from .operations import LinkMark
-from .rtnetlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Packed, Received
-
-SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
-_LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
-_ATTEMPTS = 10  # for a dump that changes while it is read
+from .rtnetlink import (
+    DUMP_ATTEMPTS,
+    MAX_DATAGRAM,
+    NETLINK_CAP_ACK,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+    Packed,
+    Received,
+)
 
 
 class NetfilterError(OSError):
@@ -60,14 +68,14 @@ class Netfilter:
 
     def _dump(self, request: Packed) -> list[bytes]:
         """Return the bodies of a complete dump. Repeat a dump that was interrupted."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(DUMP_ATTEMPTS):
             found = self._exchange([Packed(request.kind, NLM_F_DUMP, request.body)])
             interrupted = any(each.flags & NLM_F_DUMP_INTR for each in found)
             if not interrupted and found and found[-1].kind == NLMSG_DONE:
                 if found[-1].errno:
                     raise NetfilterError(found[-1].errno, "nftables: read the rules of the table cloud_network")
                 return [each.body for each in found[:-1]]
-        raise NetfilterError(f"nftables: the rules changed {_ATTEMPTS} times while they were read")
+        raise NetfilterError(f"nftables: the rules changed {DUMP_ATTEMPTS} times while they were read")
 
     def _exchange(self, messages: Sequence[Packed]) -> list[Received]:
         """Send messages as one datagram, and return the answers. Raises OSError."""
@@ -83,7 +91,7 @@ class Netfilter:
         found = list[Received]()
         while True:
             try:
-                datagram = self._socket.recv(_LARGEST)
+                datagram = self._socket.recv(MAX_DATAGRAM)
             except BlockingIOError:
                 return [each for each in found if each.sequence >= first]
             found += rtnetlink.messages(datagram)

@@ -46,6 +46,9 @@ RTNEXTHOP = Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 RTA_CACHEINFO_FORMAT = Struct("=IIiIIIII")  # struct rta_cacheinfo: clntref, lastuse, expires, ...
 U32, S32 = Struct("=I"), Struct("=i")
 
+SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+MAX_DATAGRAM = 1 << 16  # bytes: the kernel makes dumps of 32 KiB
+DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
