@@ -71,7 +71,18 @@ def _is_cloud(link: Link, settings: Settings) -> bool:
 
 
 class View:
-    """Links, addresses, routes and rules, indexed for the queries of `policy`."""
+    """Links, addresses, routes and rules, indexed for the queries of `policy`.
+
+    The networks of a link, from the narrowest evidence to the widest:
+
+    - `held`: its addresses, each as /32 or /128;
+    - `learned`: subnets that DHCP, a router or an operator gave to it;
+    - `subnets`: those, the subnets of owned addresses, and other on-link routes in main;
+    - `_own_on_link`: owned on-link routes in the link's tables;
+    - `local_ranges`: routes of type local that no address has (AnyIP).
+
+    `_foreign` has the routes of other programs, with the connected routes that links which are down will have.
+    """
 
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
         self.settings, self.known, self.snapshot = settings, known, snapshot
@@ -85,16 +96,14 @@ class View:
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same, by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
         self._peers = {address.peer for address in snapshot.addresses if address.peer is not None}
-        self.held = NetworksByLink()  # each address of a link, as /32 or /128
-        self.subnets = NetworksByLink()  # networks of addresses and of on-link routes in main
-        self.learned = NetworksByLink()  # from DHCP, a router or an operator
+        self.held, self.learned, self.subnets = NetworksByLink(), NetworksByLink(), NetworksByLink()
         self._learned_subnets = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see _learn
         self._learned_by_cloud = set[IPNetwork]()  # of interfaces that Exclude= does not name
         self._heard_routers = set[int]()  # links with an IPv6 network from a router
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
-        self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
+        self.local_ranges = NetworksByLink()
         self.rules = Rules(snapshot.rules, settings.rule_priority)
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # of any table, by link
         self._default_links = set[tuple[int, int]]()  # the links with IP versions of these default routes
@@ -116,7 +125,7 @@ class View:
             if (network := self.network_of(each)) is not None:
                 self._subnets_before[network].add(each.link)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
-        self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
+        self._own_on_link = NetworksByLink()
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
         self._tagged = uses_ifa_proto(snapshot.addresses)
