@@ -250,7 +250,12 @@ class View:
         return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST
 
     def _is_learned(self, route: Route, hop: NextHop) -> bool:
-        """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
+        """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`.
+
+        A neighbour can advertise a prefix of any length as on link.
+        """
+        if route.destination.version == 6 and route.destination.prefixlen < claims.WIDEST_SUBNET[6]:
+            return False
         if route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA):
             return True
         if route.protocol != rtnetlink.RTPROT_KERNEL or route.destination.version == 4 or is_single(route.destination):

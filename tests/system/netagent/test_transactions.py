@@ -88,6 +88,14 @@ def test_prefix_from_a_router_advertisement_belongs_to_the_link(lab: Lab, wire: 
     assert wire.apply(heard)["verdict"] != "refused"
 
 
+def test_no_advertised_prefix_is_wider_than_a_clouds_subnet(lab: Lab, wire: Wire) -> None:
+    """A neighbour can advertise half of the Internet as on link."""
+    lab.run(["ip", "-6", "route", "add", "2000::/3", "dev", "eth0", "proto", "kernel", "expires", "3600"])
+    for text in ("2600::9/16", "2600::9/64", "2600::9/128"):
+        ours = {**address(ifindex(lab, "eth0"), text), "route": not text.endswith("128")}
+        assert "no IPv6 router advertisement" in wire.apply(ours)["reason"]
+
+
 def test_rolled_back_on_request(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
     assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
