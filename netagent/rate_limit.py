@@ -21,6 +21,11 @@ class TokenBucket:
         self._tokens -= tokens
         return True
 
+    def spend(self, tokens: float) -> None:
+        """Remove `tokens`, also if there are fewer: until the bucket has gained them, `take` returns False."""
+        self._refill()
+        self._tokens -= tokens
+
     @property
     def is_full(self) -> bool:
         """True if the bucket holds `size` tokens."""

@@ -157,6 +157,7 @@ class Server:
         if request.id != self._transaction.request:
             return self._refuse(request, Refused("there is no such open transaction"))
         answer = Done(Verdict.CONFIRMED)
+        self._budgets.change_bytes.spend(cost(0))
         self._log({**request.to_wire(), **answer.to_wire()})
         self._transaction.commit()
         return answer
@@ -218,6 +219,7 @@ class Server:
         if request is None:
             return ()
         remaining = self._transaction.roll_back()
+        self._budgets.change_bytes.spend(cost(2 * len(remaining)))
         entry = {"request": "rollback", "id": request, "reason": reason, "verdict": Verdict.ROLLED_BACK.value}
         self._log(entry, [] if was_logged else [op.to_wire() for op in undo], remaining, must=False)
         return remaining

@@ -214,6 +214,17 @@ def test_rate_limit_refuses_changes_but_not_a_flush_by_root(lab: Lab) -> None:
             assert wire.apply(address(on, "10.0.2.30"))["verdict"] == "applied"
 
 
+def test_rollbacks_and_confirmations_use_up_the_budget(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with small(lab, changes=5), UserWire(lab) as wire:
+        for end in ("rollback", "confirm", "rollback"):
+            assert wire.apply(address(on, "10.0.2.20"), confirm_within=60, request="one")["verdict"] == "applied"
+            assert wire.ask(request=end, id="one")["verdict"] in ("rolled back", "confirmed")
+            if end == "confirm":
+                lab.batch(["address del 10.0.2.20/32 dev eth0"])
+        assert "too many changes" in wire.apply(address(on, "10.0.2.20"))["reason"]
+
+
 def test_the_budgets_keep_hours_of_history() -> None:
     """A client's burst plus an hour at its rate is less than the log holds."""
     budgets = Budgets.default()
