@@ -584,23 +584,27 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
 
 
 def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
-    """Return another link that has addresses or local ranges that the rule selects; None if they belong to `link`."""
+    """Return another link that has addresses or local ranges that the rule selects; None if they belong to `link`.
+
+    A range that another program routes through a tunnel is that of its clients.
+    """
     network = rule.selector
     if rule.to or (is_single(network) and view.holders(network.network_address)):
         return None
     holders, ranges = view.held.links(network) - {link}, view.local_ranges.links(network) - {link}
     if not (is_single(network) or rule.local) and ranges and is_used_inside(ranges, network, link, view):
         ranges = set()
-    return min(holders | ranges, default=None)
+    tunnels = set() if is_single(network) or rule.local else view.tunnels_to(link, network)
+    return min(holders | ranges | tunnels, default=None)
 
 
 def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
     """Return True if an address or range belongs to a link although other links, its `users`, have it.
 
-    These must be lo or virtual links. It must lie in a subnet of this link and of no other: a learned one, unless the
-    address is private and only on lo or dummies.
+    These must be lo or virtual links except for tunnels. It must lie in a subnet of this link and of no other: a
+    learned one, unless the address is private and only on lo or dummies.
     """
-    if any(view.is_cloud(user) for user in users):
+    if any(view.is_cloud(user) or not view.may_have_cloud_addresses(user) for user in users):
         return False
     around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)

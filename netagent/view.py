@@ -26,6 +26,8 @@ from .settings import Settings
 
 Owned = frozenset[tuple[int, IPAddress]]
 """Link and address of each owned address, from the ledger."""
+_KINDS_OF_HOSTS = ("bridge", "dummy", "ipvlan", "macvlan", "veth", "vrf")
+"""Kinds of virtual links, other than tunnels, on which a host or its containers may have an address of the cloud."""
 _DISCARDS = (rtnetlink.RTN_BLACKHOLE, rtnetlink.RTN_UNREACHABLE, rtnetlink.RTN_PROHIBIT)
 
 
@@ -374,6 +376,14 @@ class View:
         found = self.links.get(link)  # None: the link is newer than the dump of the links
         return found is not None and (found.loopback or found.kind == "dummy")
 
+    def may_have_cloud_addresses(self, link: int) -> bool:
+        """Return True for lo and virtual links of this host. A tunnel (VPN) has addresses of another network.
+
+        A subnet that an interface has learned may contain them by chance, or by an advertisement of a neighbour.
+        """
+        found = self.links.get(link)
+        return found is not None and (found.loopback or found.kind in _KINDS_OF_HOSTS)
+
     def name(self, link: int) -> str:
         """Return the name of a link, for messages."""
         return self.links[link].name if link in self.links else f"link {link}"
@@ -553,6 +563,15 @@ class View:
             inside = (each for each in self.host_routes(subnet) if each.destination.prefixlen >= subnet.prefixlen)
             self._divided[subnet] = any(not each.by_cloud for each in inside if not each.is_local)
         return self._divided[subnet]
+
+    def tunnels_to(self, link: int, network: IPNetwork) -> set[int]:
+        """Return the tunnels through which other programs route all of `network`, as specifically as `link` has it."""
+        own = list(self.learned.containing(link, network))
+        found = (
+            each for each in self.host_routes(network) if contains(each.destination, network) and not each.by_cloud
+        )
+        links = {each.link for each in found if not (each.discards or claims.is_too_wide(each.destination, own))}
+        return {each for each in links if not (self.is_cloud(each) or self.may_have_cloud_addresses(each))}
 
     def has_peer(self, ip: IPAddress) -> bool:
         """Return True if this is the peer of an address, on any link."""

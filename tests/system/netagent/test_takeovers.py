@@ -823,6 +823,28 @@ def test_a_rule_for_a_clouds_address_on_a_virtual_link(lab: Lab) -> None:
     assert refused(lab, rule("10.0.1.30", 9999 + ifindex(lab, "eth0")))
 
 
+@pytest.mark.parametrize("text", ["10.0.1.30/32", "10.0.1.130/25", "fd88::2/64"])
+def test_no_rule_for_the_address_of_a_tunnel(lab: Lab, text: str) -> None:
+    """A learned subnet may contain a VPN's address by chance, or because a neighbour advertises the VPN's prefix."""
+    on = ifindex(lab, "eth1")
+    lab.batch(["tuntap add tun0 mode tun", "link set tun0 up", f"address add {text} dev tun0"])
+    lab.run(["ip", "-6", "route", "add", "fd88::/64", "dev", "eth1", "proto", "kernel", "expires", "3600"])
+    source = str(ip_network(ip_interface(text).ip))
+    main = rule("::/0" if ":" in source else "0.0.0.0/0", 254, priority=31010, suppress=True)
+    assert "no address or range" in refused(lab, main, rule(source, 9999 + on, 31020))
+
+
+def test_no_rule_for_a_range_behind_a_tunnel(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    pods = rule("10.0.1.128/27", 9999 + on, 31020)
+    assert verdict(lab, main_rule(), pods) == "applied"
+    lab.batch(["tuntap add tun0 mode tun", "link set tun0 up", "route add 10.0.1.128/26 dev tun0"])
+    assert "tun0 has some" in refused(lab, main_rule(), pods)
+    lab.batch(["route del 10.0.1.128/26 dev tun0", "link add br8 type bridge", "link set br8 up"])
+    lab.batch(["route add 10.0.1.128/26 dev br8"])
+    assert verdict(lab, main_rule(), pods) == "applied", "containers with a delegated range"
+
+
 def test_a_rule_for_an_address_on_lo(lab: Lab) -> None:
     """In a subnet that the interface has not learned, only lo and dummies may have the address: only this host uses it.
 
