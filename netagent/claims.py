@@ -236,6 +236,7 @@ class HostRoute:
     discards: bool  # blackhole, unreachable or prohibit
     by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
     is_expected: bool  # of an address of a link of the cloud (also an excluded one), or to the gateway of a lease
+    parent: int = 0  # the interface of the cloud below `link`, if this is the connected route of a macvlan or ipvlan
     is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
 
 
@@ -262,6 +263,8 @@ def is_too_wide(destination: IPNetwork, learned: Iterable[IPNetwork]) -> bool:
 
 
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
+    if route.parent == link and (route.destination == network or is_single(network)):  # they have the same neighbours
+        return False
     if route.discards or not route.by_cloud:
         return True
     if route.is_local and route.link != link:  # AnyIP or anycast of another link

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import claims
 from .claims import is_single, single
+from .keys import Prefixes
 from .operations import (
     BAND,
     PROTOCOL,
@@ -350,6 +351,8 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     network = op.destination
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
+    if not is_single(network) and view.settings.prefixes is Prefixes.IGNORE:
+        raise Refusal(f"{network} is a range, and Prefixes= is ignore", allow='[Network] Prefixes="local"')
     check_claim(op.link, network, network, view)
     if limit := claims.range_limit(network, view.subnets.overlapping(op.link, network)):
         raise Refusal(limit)
@@ -449,6 +452,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
             continue  # table local comes first: see check_rule_add
         same = (route.link, route.gateway) == (op.link, op.gateway)
         of_cloud = same or route.by_cloud or route.is_expected or claims.is_wide_link_local(route.destination, network)
+        of_cloud = of_cloud or (route.destination == network and view.has_subnet_of_child(route))
         if route.discards or not of_cloud:
             raise _routed_elsewhere(network, network, route, view)
 

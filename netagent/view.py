@@ -277,12 +277,14 @@ class View:
         """Return the foreign routes that overlap a claim and may conflict with it, one entry per next hop.
 
         Of table local, these are the routes that another program made: ranges (AnyIP), mostly on lo, and anycast.
-        Routes that the kernel derived from addresses of the cloud's links are left out: they do not conflict. Requests
+        Left out are routes that the kernel derived from addresses of the cloud's links, and from those of a macvlan or
+        ipvlan in the same subnet as its interface: they do not conflict. Requests
         do not change foreign routes; a network may contain thousands, and a request may name it thousands of times.
         """
         if network not in self._host_routes:
             self._host_routes[network] = list(self._find_host_routes(network))
-        return self._host_routes[network]
+        found = self._host_routes[network]
+        return [each for each in found if not (each.parent and self.subnets.has(each.parent, each.destination))]
 
     def _find_host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
         for _, route in self._foreign.overlapping(network):
@@ -330,16 +332,22 @@ class View:
             link=link,
             gateway=gateway,
             discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),  # of other tables: see _is_throw
-            by_cloud=(on_cloud and by_router) or self._is_subnet_of_child(route, hop),
+            by_cloud=on_cloud and by_router and (route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST),
             is_expected=on_cloud and (to_gateway or self._is_connected(route, hop)),
+            parent=self._parent(route, hop),
             is_local=route.table == TABLE_LOCAL,
         )
 
-    def _is_subnet_of_child(self, route: Route, hop: NextHop) -> bool:
-        """Return True for the connected route of a macvlan or ipvlan on an interface, which has the same neighbours."""
+    def _parent(self, route: Route, hop: NextHop) -> int:
+        """Return the interface of the cloud below a macvlan or ipvlan with this connected route; 0 for other routes."""
         found = self.links.get(hop.link)
         parent = found.parent if found is not None else 0
-        return self.is_managed(parent) and not hop.encapsulates and self._is_connected(route, hop)
+        is_child = self.is_managed(parent) and not hop.encapsulates and self._is_connected(route, hop)
+        return parent if is_child else 0
+
+    def has_subnet_of_child(self, route: HostRoute) -> bool:
+        """Return True if the interface below a macvlan or ipvlan has this connected route in its table, too."""
+        return route.parent > 0 and self._own_on_link.has(route.parent, route.destination)
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""

@@ -161,15 +161,35 @@ def test_macvlan_of_an_interface_has_its_subnet(lab: Lab) -> None:
     assert "10.86.0.128/26, which another program routes by mv0" in refused(lab, address(secondary, "10.86.0.130/32"))
     assert "overlaps 10.86.0.0/24" in refused(lab, address(secondary, "10.86.0.10/16"))
     through = route(primary, "10.86.0.0/24", "10.0.1.1", table=9999 + primary)
+    own = [address(secondary, "10.86.0.10/32"), address(secondary, "10.86.0.11/32")]
     with Wire(lab) as wire:
-        own = wire.apply(address(secondary, "10.86.0.10/32"), on_link(secondary, "10.86.0.0/24"), through)
-        assert own["verdict"] == "refused", "the part of the containers"
+        answer = wire.apply(*own, on_link(secondary, "10.86.0.0/24"), through)
+        assert answer["verdict"] == "refused", "the part of the containers"
     lab.batch(["route del 10.86.0.128/26 dev mv0"])
+    assert "10.86.0.0/24, which another program routes by mv0" in refused(lab, through)
     with Wire(lab) as wire:
-        own = wire.apply(address(secondary, "10.86.0.10/32"), on_link(secondary, "10.86.0.0/24"), through)
-        assert own["verdict"] == "applied", own
+        answer = wire.apply(*own, on_link(secondary, "10.86.0.0/24"), through)
+        assert answer["verdict"] == "applied", answer
     lab.batch(["link del mv0", "link add br0 type bridge", "address add 10.87.0.60/24 dev br0", "link set br0 up"])
     assert "another program routes by br0" in refused(lab, address(secondary, "10.87.0.10/32"))
+
+
+def test_containers_on_a_macvlan_keep_their_own_subnet(lab: Lab) -> None:
+    """It is not that of the interface below; packets to it do not leave by another interface, or in parts."""
+    lab.batch(["link set eth0 up", "link add mv0 link eth1 type macvlan mode bridge", "link set mv0 up"])
+    lab.batch(["address add 172.30.0.1/24 dev mv0", "address add 10.0.1.193/27 dev mv0"])
+    secondary, primary = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    through = route(primary, "172.30.0.64/26", "10.0.1.1", table=9999 + primary)
+    for op in (address(secondary, "172.30.0.5/25"), address(secondary, "172.30.0.5/24"), through):
+        assert "172.30.0.0/24, which another program routes by mv0" in refused(lab, op)
+    assert "10.0.1.192/27, which another program routes by mv0" in refused(lab, address(primary, "10.0.1.201/29"))
+
+
+def test_local_route_in_main_keeps_its_addresses(lab: Lab) -> None:
+    """Another program's AnyIP outside of table local comes after that of an interface's subnet."""
+    lab.batch(["link set eth0 up", "route add local 10.53.0.0/16 dev eth1 table main"])
+    for text in ("10.53.0.5/24", "10.53.0.5/32"):
+        assert "10.53.0.0/16, which another program" in refused(lab, address(ifindex(lab, "eth0"), text))
 
 
 def test_foreign_local_range_keeps_no_subnet_out_of_a_table(lab: Lab) -> None:
@@ -415,6 +435,10 @@ def test_range_that_is_only_a_rule_needs_prefixes_route(lab: Lab, prefixes: str,
     if not accepted:
         assert "10.0.1.64/26 is no address or range of eth1" in refused(lab, *ops)
         ops.insert(0, route(primary, "10.0.1.64/26", table=255))
+    if prefixes == "ignore":
+        assert "Prefixes= is ignore" in refused(lab, *ops)
+        ops[0] = route(primary, "10.0.1.64/32", table=255)
+        ops.pop()
     with Wire(lab) as wire:
         assert wire.apply(*ops)["verdict"] == "applied"
 
