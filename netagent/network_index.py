@@ -79,6 +79,10 @@ class NetworksByLink:
         if link in self._links:
             yield from (each for each, _ in self._links[link].containing(network))
 
+    def covers(self, link: int, network: IPNetwork) -> bool:
+        """Return True if one of the link's networks is or contains `network`."""
+        return any(True for _ in self.containing(link, network))
+
     def overlapping(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield the link's networks that overlap `network`."""
         if link in self._links:

@@ -70,7 +70,7 @@ def check_link(link: int, view: View, *, removes: bool = False) -> None:
         raise Refusal(f"there is no link {link}", link=link)
     if found.loopback:
         raise Refusal(f"{found.name} is the loopback link", link=link)
-    if not removes and claims.is_excluded(view.settings.exclude, found.name, found.mac):
+    if not removes and view.is_excluded(link):
         raise Refusal(f"{found.name} is excluded", allow=f"[Network] Exclude= without {found.name}", link=link)
     if not view.is_cloud(link):
         raise Refusal(
@@ -163,7 +163,7 @@ def check_nesting(link: int, network: IPNetwork, view: View) -> None:
 def check_width(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if an on-link network would divert hosts from the gateway of a link with learned subnets."""
     allowed = claims.within(network, view.settings.allow_addresses)
-    if allowed or not view.has_learned_subnet(link, network.version) or view.has_learned(link, network):
+    if allowed or not view.has_learned_subnet(link, network.version) or view.learned.covers(link, network):
         return
     if subnet := claims.widened(network, view.learned.overlapping(link, network)):
         reason = f"{network} is wider than {subnet}, which {view.name(link)} learned"
@@ -185,7 +185,7 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
 def check_protected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
-    if view.has_learned(link, network) or claims.within(network, view.settings.allow_addresses):
+    if view.learned.covers(link, network) or claims.within(network, view.settings.allow_addresses):
         return
     if taken := view.protected_elsewhere(network, link):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
@@ -375,11 +375,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     is_gateway = is_single(network) and view.is_router(op.link, network.network_address)
     if not is_gateway:
         check_link_local(op.link, network, view)
-    if (
-        is_gateway
-        or view.is_on_link_without_own_tables(op.link, network)
-        or view.is_subnet_of_address(op.link, network)
-    ):
+    if is_gateway or view.subnets.covers(op.link, network) or view.is_subnet_of_address(op.link, network):
         check_diversion(op.link, network, is_gateway, view)
         if not is_single(network):
             check_nesting(op.link, network, view)
@@ -575,7 +571,7 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     if rule.to:
         held = any(each.is_local for each in view.entries(link, network.network_address))
         return is_single(network) and not rule.local and held
-    in_range = any(True for _ in view.local_ranges.containing(link, network))
+    in_range = view.local_ranges.covers(link, network)
     if is_single(network):
         holders = view.holders(network.network_address)
         return link in holders or (is_used_inside(holders, network, link, view) if holders else in_range)
@@ -612,7 +608,7 @@ def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: Vi
         return False
     around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
-    return around == {link} and (for_itself or view.has_learned(link, network))
+    return around == {link} and (for_itself or view.learned.covers(link, network))
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:

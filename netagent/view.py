@@ -373,7 +373,11 @@ class View:
 
     def is_managed(self, link: int) -> bool:
         """Return True for an interface of the cloud that Exclude= does not name."""
-        return self.is_cloud(link) and link not in self._excluded
+        return self.is_cloud(link) and not self.is_excluded(link)
+
+    def is_excluded(self, link: int) -> bool:
+        """Return True for a link that Exclude= names."""
+        return link in self._excluded
 
     def set_up(self, link: int) -> None:
         """Count a link that this request sets up."""
@@ -610,9 +614,7 @@ class View:
 
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return self.is_on_link_without_own_tables(link, network) or any(
-            True for _ in self._own_on_link.containing(link, network)
-        )
+        return self.subnets.covers(link, network) or self._own_on_link.covers(link, network)
 
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.
@@ -624,10 +626,6 @@ class View:
         networks = self.subnets.containing(link, network)
         around = (each for each in networks if self.learned.has(link, each) or self.addresses_in(link, each))
         return any(each != network for each in (*around, *shared))
-
-    def is_on_link_without_own_tables(self, link: int, network: IPNetwork) -> bool:
-        """Return True if all of `network` is on the link by an address or main, without the link's tables."""
-        return any(True for _ in self.subnets.containing(link, network))
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
@@ -735,10 +733,6 @@ class View:
     def has_learned_subnet(self, link: int, version: int) -> bool:
         """Return True if the link has learned a subnet of this family, except for link-local networks."""
         return (link, version) in self._learned_subnets
-
-    def has_learned(self, link: int, network: IPNetwork) -> bool:
-        """Return True if `network` is a learned network of the link or a part of one."""
-        return any(True for _ in self.learned.containing(link, network))
 
     def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
         """Count a route that this request adds or replaces."""
