@@ -90,7 +90,7 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
             check_rivals(op.link, network, network, (), view)
             if not claims.is_link_local(network):
                 check_nesting(op.link, network, view)
-            if not view.learned.has(op.link, network):  # the connected route of a foreign address was to be expected
+            if not view.networks.learned.has(op.link, network):  # otherwise, another program's address needs the route
                 check_connected(op.link, network, view)
     for network in view.local_to_be(op.link):
         if not claims.within(network, view.settings.allow_addresses):
@@ -120,9 +120,9 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
         raise Refusal(f"{shown} is loopback, link-local, multicast, reserved or a metadata server's")
     if claims.within(network, view.settings.allow_addresses):
         return
-    learned = list(view.learned.containing(link, network))
+    learned = list(view.networks.learned.containing(link, network))
     if not claims.within(network, claims.PRIVATE) and not learned:
-        if network.version == 6 and not view.has_heard_router(link):
+        if network.version == 6 and not view.gateways.has_heard_router(link):
             reason = f"{shown} is not private, and {view.name(link)} has received no IPv6 router advertisement yet"
             raise Refusal(reason, allow=allow_addresses(network), code=Code.WAITING)
         reason = f"{shown} is neither private nor of a network that {view.name(link)} learned"
@@ -156,19 +156,21 @@ def _way(route: claims.HostRoute, view: View) -> str:
 
 def check_nesting(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a network lies in a subnet of another interface of the cloud, or contains one."""
-    if other := view.nested_elsewhere(link, network):
+    if other := view.networks.nested_elsewhere(link, network):
         raise Refusal(f"{network} would take over a part of {other} of another link")
 
 
 def check_width(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if an on-link network would divert hosts from the gateway of a link with learned subnets."""
-    allowed = claims.within(network, view.settings.allow_addresses)
-    if allowed or not view.has_learned_subnet(link, network.version) or view.learned.covers(link, network):
+    learned = view.networks.learned
+    if claims.within(network, view.settings.allow_addresses) or learned.covers(link, network):
         return
-    if subnet := claims.widened(network, view.learned.overlapping(link, network)):
+    if not view.networks.has_learned_subnet(link, network.version):
+        return
+    if subnet := claims.widened(network, learned.overlapping(link, network)):
         reason = f"{network} is wider than {subnet}, which {view.name(link)} learned"
         raise Refusal(reason, allow=allow_addresses(network))
-    if taken := view.protected_inside(network, link):
+    if taken := view.gateways.protected_inside(network, link):
         reason = f"{network} covers {taken}, a gateway or resolver that is not on {view.name(link)}"
         raise Refusal(reason, allow=allow_addresses(network))
 
@@ -185,12 +187,12 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
 def check_protected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
-    if view.learned.covers(link, network) or claims.within(network, view.settings.allow_addresses):
+    if view.networks.learned.covers(link, network) or claims.within(network, view.settings.allow_addresses):
         return
     if taken := view.protected_elsewhere(network, link):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    if gateway := view.main_gateway_inside(link, network):
+    if gateway := view.gateways.of_main_inside(link, network):
         # For packets through a next hop the kernel prefers the source whose subnet contains it (inet_select_addr).
         reason = f"{network} contains {gateway}, the gateway of main's default route on {view.name(link)}"
         raise Refusal(f"{reason}, which has not learned this subnet", allow=allow_addresses(network))
@@ -213,7 +215,7 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
         has_route = view.owns(each) or (link, network) in view.ipv6_connected_routes
         if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
-    for subnet in view.subnets.containing(link, network):
+    for subnet in view.networks.subnets.containing(link, network):
         foreign = any(not view.owns(each) for each in view.addresses_in(link, subnet))
         if subnet != network and foreign and not view.has_route_on_link(link, subnet):
             raise Refusal(f"{network} lies in {subnet}, which is not on link: packets to it go through a router")
@@ -233,13 +235,13 @@ def check_edges(op: AddressAdd, view: View) -> None:
         return
     ends = {4: (network.network_address, network.broadcast_address), 6: (network.network_address,)}
     for edge in ends[ip.version]:
-        if use := view.protects(edge):
+        if use := view.gateways.protects(edge):
             raise Refusal(f"{edge}, an end of {network}, is {use}")
         if view.has_peer(edge):
             raise Refusal(f"{edge}, an end of {network}, is the peer of an address of this host")
         if holders := view.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
-        ranges = (each for each, _ in view.local_ranges.around(single(edge)))
+        ranges = (each for each, _ in view.networks.local_ranges.around(single(edge)))
         if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
@@ -257,7 +259,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_width(op.link, network, view)
         check_connected(op.link, network, view)
         check_prefix_route(op.link, network, view)
-    if use := view.protects(ip):
+    if use := view.gateways.protects(ip):
         raise Refusal(f"{ip} is {use}")
     if view.has_peer(ip):  # with the address, the kernel would remove an IPv6 route to the peer
         raise Refusal(f"{ip} is the peer of an address of this host")
@@ -354,7 +356,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     if not is_single(network) and view.settings.prefixes is Prefixes.IGNORE:
         raise Refusal(f"{network} is a range, and Prefixes= is ignore", allow='[Network] Prefixes="local"')
     check_claim(op.link, network, network, view)
-    if limit := claims.range_limit(network, view.subnets.overlapping(op.link, network)):
+    if limit := claims.range_limit(network, view.networks.subnets.overlapping(op.link, network)):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
@@ -364,7 +366,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} is the network's or broadcast address of its subnet")
     if (peer := view.peer_inside(network)) is not None:
         raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
-    taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)
+    taken = view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, None)
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 
@@ -372,10 +374,10 @@ def check_local_range(op: RouteReplace, view: View) -> None:
 def check_on_link(op: RouteReplace, view: View) -> None:
     """Raise Refusal for an on-link route to addresses that are not on the link."""
     network = op.destination
-    is_gateway = is_single(network) and view.is_router(op.link, network.network_address)
+    is_gateway = is_single(network) and view.gateways.is_router(op.link, network.network_address)
     if not is_gateway:
         check_link_local(op.link, network, view)
-    if is_gateway or view.subnets.covers(op.link, network) or view.is_subnet_of_address(op.link, network):
+    if is_gateway or view.networks.subnets.covers(op.link, network) or view.is_subnet_of_address(op.link, network):
         check_diversion(op.link, network, is_gateway, view)
         if not is_single(network):
             check_nesting(op.link, network, view)
@@ -383,9 +385,9 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     check_claim(op.link, network, network, view)
     check_nesting(op.link, network, view)
     check_width(op.link, network, view)
-    if any(True for _ in view.held.overlapping(op.link, network)):
+    if any(True for _ in view.networks.held.overlapping(op.link, network)):
         return
-    taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)
+    taken = view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, op.link)
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 
@@ -413,18 +415,18 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
         found = [route for route in found if route.destination == network]
     elif is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
-    if rival := claims.rival(network, link, found, view.subnets.containing(link, network)):
+    if rival := claims.rival(network, link, found, view.networks.subnets.containing(link, network)):
         raise _routed_elsewhere(network, network, rival, view)
 
 
 def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not a router of the cloud on this link."""
-    if not claims.is_link_local(single(gateway)) and not view.is_on_link(link, single(gateway)):
+    if not claims.is_link_local(single(gateway)) and not view.networks.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
     if view.holders(gateway) or view.is_in_local_range(gateway):  # the kernel would put the destination on link
         raise Refusal(f"gateway {gateway} is this host's own")
-    if not view.is_router(link, gateway):
-        waiting = gateway.version == 6 and not view.has_heard_router(link)
+    if not view.gateways.is_router(link, gateway):
+        waiting = gateway.version == 6 and not view.gateways.has_heard_router(link)
         reason = f"{gateway} is not known as a gateway on {view.name(link)}"
         code = Code.WAITING if waiting else Code.REFUSED
         raise Refusal(reason, allow=f'[Netagent] AllowGateways="{gateway}"', code=code)
@@ -571,16 +573,16 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     if rule.to:
         held = any(each.is_local for each in view.entries(link, network.network_address))
         return is_single(network) and not rule.local and held
-    in_range = view.local_ranges.covers(link, network)
+    in_range = view.networks.local_ranges.covers(link, network)
     if is_single(network):
         holders = view.holders(network.network_address)
         return link in holders or (is_used_inside(holders, network, link, view) if holders else in_range)
     if rule.local:
-        users = view.local_ranges.links(network) | view.held.links(network)
-        return link in users and view.is_on_link(link, network)
+        users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
+        return link in users and view.networks.is_on_link(link, network)
     # It also selects forwarded packets: only for a range of the link.
     in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
-    return in_range or (in_subnet and claims.range_limit(network, view.on_link(link, network)) is None)
+    return in_range or (in_subnet and claims.range_limit(network, view.networks.on_link(link, network)) is None)
 
 
 def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
@@ -591,7 +593,7 @@ def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     network = rule.selector
     if rule.to or (is_single(network) and view.holders(network.network_address)):
         return None
-    holders, ranges = view.held.links(network) - {link}, view.local_ranges.links(network) - {link}
+    holders, ranges = view.networks.held.links(network) - {link}, view.networks.local_ranges.links(network) - {link}
     if not (is_single(network) or rule.local) and ranges and is_used_inside(ranges, network, link, view):
         ranges = set()
     tunnels = set() if is_single(network) or rule.local else view.tunnels_to(link, network)
@@ -606,9 +608,9 @@ def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: Vi
     """
     if any(view.is_cloud(user) or not view.may_have_cloud_addresses(user) for user in users):
         return False
-    around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
+    around = {other for subnet, other in view.networks.subnets.around(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
-    return around == {link} and (for_itself or view.learned.covers(link, network))
+    return around == {link} and (for_itself or view.networks.learned.covers(link, network))
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:

@@ -9,7 +9,9 @@ from functools import cached_property
 
 from . import claims, rtnetlink
 from .claims import HostRoute, contains, is_link_local, is_single, single
-from .network_index import NetworkIndex, NetworksByLink
+from .gateways import Gateways
+from .network_index import NetworkIndex
+from .networks import Networks
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
@@ -75,15 +77,8 @@ def _is_cloud(link: Link, settings: Settings) -> bool:
 class View:
     """Links, addresses, routes and rules, indexed for the queries of `policy`.
 
-    The networks of a link, from the narrowest evidence to the widest:
-
-    - `held`: its addresses, each as /32 or /128;
-    - `learned`: subnets that DHCP, a router or an operator gave to it;
-    - `subnets`: those, the subnets of owned addresses, and other on-link routes in main;
-    - `_own_on_link`: owned on-link routes in the link's tables;
-    - `local_ranges`: routes of type local that no address has (AnyIP).
-
-    `_foreign` has the routes of other programs, with the connected routes that links which are down will have.
+    `networks`, `gateways` and `rules` have parts of it. `_foreign` has the routes of other programs, with the connected
+    routes that links which are down will have.
     """
 
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
@@ -98,41 +93,31 @@ class View:
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same, by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
         self._peers = {address.peer for address in snapshot.addresses if address.peer is not None}
-        self.held, self.learned, self.subnets = NetworksByLink(), NetworksByLink(), NetworksByLink()
-        self._learned_subnets = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see _learn
-        self._learned_by_cloud = set[IPNetwork]()  # of interfaces that Exclude= does not name
-        self._heard_routers = set[int]()  # links with an IPv6 network from a router
+        self.networks = Networks(self._cloud, self._excluded)
+        self.gateways = Gateways(
+            self.networks, snapshot.routers, settings.allow_gateways, known.resolvers, known.former_gateways
+        )
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
-        self.local_ranges = NetworksByLink()
         self.rules = Rules(snapshot.rules, settings.rule_priority)
-        self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # of any table, by link
-        self._default_links = set[tuple[int, int]]()  # the links with IP versions of these default routes
-        self._main_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # the same, of main only
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
-        self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
-        self._gateway_networks: NetworkIndex[IPAddress] = NetworkIndex()  # the same, as /32 or /128
         self._host_routes: dict[IPNetwork, Sequence[HostRoute]] = {}  # see host_routes
         self._divided: dict[IPNetwork, bool] = {}  # see _has_foreign_part; requests do not change foreign routes
         self.counts = AddressCounts()
         self.ipv6_connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
-        self._connected_counts = Counter[
-            tuple[int, IPNetwork]
-        ]()  # number of addresses with a connected route, also if down
+        self._connected_counts = Counter[tuple[int, IPNetwork]]()  # addresses with a connected route, also if down
         self._subnets_before: dict[IPNetwork, set[int]] = defaultdict(set)  # links by subnet, before the request
         for each in snapshot.addresses:
             if (network := self.network_of(each)) is not None:
                 self._subnets_before[network].add(each.link)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
-        self._own_on_link = NetworksByLink()
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
-        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
-        self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
+        self.static_neighbours = snapshot.static_neighbours
         self._own_count = 0
         self._add_addresses(snapshot.addresses)  # before the routes: _add_on_link needs them
         self._add_gateways(snapshot.nexthops)
@@ -147,21 +132,9 @@ class View:
             if self.owns(address):
                 continue
             if (network := self.network_of(address)) is not None:
-                self._learn(address.link, network)
+                self.networks.learn(address.link, network)
             for route in self._routes_to_be(address):
                 self._foreign.add(route.destination, route)
-
-    def _learn(self, link: int, network: IPNetwork) -> None:
-        """Count a network of the link from DHCP, a router or an operator. A neighbour can advertise thousands."""
-        self.learned.add(link, network)
-        if self.is_managed(link):
-            self._learned_by_cloud.add(network)
-        if is_link_local(network):
-            return
-        if network.version == 6:
-            self._heard_routers.add(link)
-        if not is_single(network):
-            self._learned_subnets.add((link, network.version))
 
     def _routes_to_be(self, address: Address) -> Iterator[Route]:
         """Yield the connected routes that an address gets in main when its link is set up; none if the link is up."""
@@ -179,7 +152,7 @@ class View:
                 self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
                 self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)
                 if route.table == TABLE_LOCAL:
-                    self.local_ranges.add(hop.link, route.destination)
+                    self.networks.local_ranges.add(hop.link, route.destination)
             else:
                 self._foreign.add(route.destination, route)
                 self._add_foreign(route)
@@ -187,21 +160,12 @@ class View:
     def _add_gateways(self, hops: Iterable[NextHop]) -> None:
         for hop in hops:
             if hop.gateway is not None:
-                self._add_gateway(hop.gateway, hop.link)
-
-    def _add_gateway(self, gateway: IPAddress, link: int) -> None:
-        if gateway not in self.gateways:
-            self._gateway_networks.add(single(gateway), gateway)
-        self.gateways[gateway].add(link)
-
-    def _gateways_in(self, network: IPNetwork) -> Iterator[IPAddress]:
-        """Yield the gateways inside `network`. A host may have thousands."""
-        return (gateway for _, gateway in self._gateway_networks.overlapping(network))
+                self.gateways.add(hop.gateway, hop.link)
 
     def _add_foreign(self, route: Route) -> None:
         if route.table == TABLE_LOCAL:
             if self._is_local_range(route):
-                self.local_ranges.add(route.hops[0].link, route.destination)
+                self.networks.local_ranges.add(route.hops[0].link, route.destination)
             return
         if route.table == TABLE_MAIN and not route.destination.prefixlen and not route.restricted:
             self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
@@ -212,10 +176,8 @@ class View:
         for hop in route.hops:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.protocol != PROTOCOL:
-                    self.default_gateways[hop.link].add(hop.gateway)
-                    self._default_links.add((hop.link, route.destination.version))
-                    if route.table == TABLE_MAIN and not route.restricted:
-                        self._main_gateways[hop.link].add(hop.gateway)
+                    in_main = route.table == TABLE_MAIN and not route.restricted
+                    self.gateways.add_default(hop.gateway, hop.link, route.destination.version, in_main=in_main)
             elif self._is_on_link(route, hop):
                 self._add_on_link(route, hop)
 
@@ -225,9 +187,9 @@ class View:
             return  # of an IPv6 address: it is no subnet of the link
         learned = self._is_learned(route, hop)
         if learned:
-            self._learn(hop.link, route.destination)
+            self.networks.learn(hop.link, route.destination)
         if learned or self.is_cloud(hop.link):
-            self.subnets.add(hop.link, route.destination)
+            self.networks.subnets.add(hop.link, route.destination)
             if not self._is_connected(route, hop):
                 self._static_networks.add((hop.link, route.destination))
         if route.protocol == rtnetlink.RTPROT_KERNEL:
@@ -284,7 +246,9 @@ class View:
         if network not in self._host_routes:
             self._host_routes[network] = list(self._find_host_routes(network))
         found = self._host_routes[network]
-        return [each for each in found if not (each.parent and self.subnets.has(each.parent, each.destination))]
+        return [
+            each for each in found if not (each.parent and self.networks.subnets.has(each.parent, each.destination))
+        ]
 
     def _find_host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
         for _, route in self._foreign.overlapping(network):
@@ -315,7 +279,7 @@ class View:
 
         These are private networks, metadata servers and subnets of the cloud's links.
         """
-        near = any(self.is_cloud(link) for _, link in self.subnets.around(network))
+        near = any(self.is_cloud(link) for _, link in self.networks.subnets.around(network))
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
     def _host_route(self, route: Route, hop: NextHop) -> HostRoute:
@@ -323,7 +287,7 @@ class View:
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
-        by_router = gateway is None or by_lease or self._is_router_of_main(link, gateway)
+        by_router = gateway is None or by_lease or self.gateways.is_router_of_main(link, gateway)
         if link in self._excluded:  # the operator's own link: other routes there are the operator's, not the cloud's
             by_router = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
@@ -347,12 +311,12 @@ class View:
 
     def has_subnet_of_child(self, route: HostRoute) -> bool:
         """Return True if the interface below a macvlan or ipvlan has this connected route in its table, too."""
-        return route.parent > 0 and self._own_on_link.has(route.parent, route.destination)
+        return route.parent > 0 and self.networks.own_on_link.has(route.parent, route.destination)
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""
         leased = any(not each.flags & IFA_F_PERMANENT for each in self.addresses_in(hop.link, route.destination))
-        return route.expires or leased or route.destination in self._learned_by_cloud
+        return route.expires or leased or route.destination in self.networks.learned_by_cloud
 
     def _is_connected(self, route: Route, hop: NextHop) -> bool:
         """Return True for the connected route of an address, and for an IPv6 prefix of a router.
@@ -420,7 +384,7 @@ class View:
         entries = self._entries[address.link, address.ip]
         if not entries:
             self._holders[address.ip].append(address.link)
-            self.held.add(address.link, single(address.ip))
+            self.networks.held.add(address.link, single(address.ip))
         entries.append(address)
         self.counts.add(address)
         self._own_count += self.owns(address)
@@ -428,7 +392,7 @@ class View:
         if network is not None:
             self._subnet_addresses[address.link, network][address.ip] = address
             self._connected_counts[address.link, network] += not address.flags & IFA_F_NOPREFIXROUTE
-            self.subnets.add(address.link, network)
+            self.networks.subnets.add(address.link, network)
 
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
@@ -437,7 +401,7 @@ class View:
         entries.remove(address)
         if not entries:
             self._holders[address.ip].remove(address.link)
-            self.held.discard(address.link, single(address.ip))
+            self.networks.held.discard(address.link, single(address.ip))
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
         if address.ip.version == 4 and not self.has_addresses(address.link, 4):
@@ -448,9 +412,9 @@ class View:
         same = self._subnet_addresses[address.link, network]
         del same[address.ip]
         self._connected_counts[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
-        stays = self.learned.has(address.link, network) or (address.link, network) in self._static_networks
+        stays = self.networks.learned.has(address.link, network) or (address.link, network) in self._static_networks
         if not same and not stays:
-            self.subnets.discard(address.link, network)
+            self.networks.subnets.discard(address.link, network)
 
     def has_addresses(self, link: int, version: int) -> bool:
         """Return True if the link has an address of this family."""
@@ -492,8 +456,8 @@ class View:
             return False
         if self.addresses_in(link, network):
             return True
-        is_learned = self.learned.has(link, network) or network in self._learned_by_cloud
-        return is_learned and any(True for _ in self.held.overlapping(link, network))
+        is_learned = self.networks.learned.has(link, network) or network in self.networks.learned_by_cloud
+        return is_learned and any(True for _ in self.networks.held.overlapping(link, network))
 
     def has_connected_route(self, link: int, network: IPNetwork) -> bool:
         """Return True if an address of the link has a connected route to this network, or will have it once up."""
@@ -526,15 +490,15 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        others = {other for _, other in self.subnets.around(network) if self._connected_counts[other, network]}
+        others = {other for _, other in self.networks.subnets.around(network) if self._connected_counts[other, network]}
         in_main = (route for route in self._foreign.exactly(network) if route.table == TABLE_MAIN)
         others |= {hop.link for route in in_main for hop in route.hops}
         return any(other != link and self.is_cloud(other) for other in others)
 
     def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
         """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
-        yield from (other for _, other in self.subnets.elsewhere(link, network))
-        own = list(self.learned.containing(link, network))
+        yield from (other for _, other in self.networks.subnets.elsewhere(link, network))
+        own = list(self.networks.learned.containing(link, network))
         for _, route in self._foreign.overlapping(network):
             if not claims.is_too_wide(route.destination, own):
                 yield from (hop.link for hop in route.hops if hop.link != link and self._is_on_link(route, hop))
@@ -549,7 +513,7 @@ class View:
 
     def is_in_local_range(self, ip: IPAddress) -> bool:
         """Return True if a local range of any link contains the address."""
-        return any(True for _ in self.local_ranges.around(single(ip)))
+        return any(True for _ in self.networks.local_ranges.around(single(ip)))
 
     def _virtual_holders(self, network: IPNetwork) -> list[int]:
         """Return the links that have this /32 or /128, if all are links of other programs."""
@@ -568,7 +532,7 @@ class View:
 
     def is_divided(self, link: int, network: IPNetwork) -> bool:
         """Return True if another program routes all or a part of a subnet that overlaps `network` elsewhere."""
-        return any(map(self._has_foreign_part, self.subnets.overlapping(link, network)))
+        return any(map(self._has_foreign_part, self.networks.subnets.overlapping(link, network)))
 
     def _has_foreign_part(self, subnet: IPNetwork) -> bool:
         if subnet not in self._divided:
@@ -578,7 +542,7 @@ class View:
 
     def tunnels_to(self, link: int, network: IPNetwork) -> set[int]:
         """Return the tunnels through which other programs route all of `network`, as specifically as `link` has it."""
-        own = list(self.learned.containing(link, network))
+        own = list(self.networks.learned.containing(link, network))
         found = (
             each for each in self.host_routes(network) if contains(each.destination, network) and not each.by_cloud
         )
@@ -591,7 +555,7 @@ class View:
 
     def is_edge(self, ip: IPAddress) -> bool:
         """Return True for the network or broadcast address of a subnet of any link."""
-        return any(claims.is_edge(ip, subnet) for subnet, _ in self.subnets.around(single(ip)))
+        return any(claims.is_edge(ip, subnet) for subnet, _ in self.networks.subnets.around(single(ip)))
 
     def peer_inside(self, network: IPNetwork) -> IPAddress | None:
         """Return a peer of an address of any link inside `network`."""
@@ -599,7 +563,7 @@ class View:
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
-        return next((each.network_address for each, _ in self.held.elsewhere(link, network)), None)
+        return next((each.network_address for each, _ in self.networks.held.elsewhere(link, network)), None)
 
     # Routes and gateways.
 
@@ -607,115 +571,33 @@ class View:
         """Return the numbers of the link's two tables."""
         return claims.tables(link, self.settings.route_table_base)
 
-    def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
-        """Yield the on-link networks that overlap `network`: by the link's addresses, main and the link's tables."""
-        yield from self.subnets.overlapping(link, network)
-        yield from self._own_on_link.overlapping(link, network)
-
-    def is_on_link(self, link: int, network: IPNetwork) -> bool:
-        """Return True if all of `network` is on the link."""
-        return self.subnets.covers(link, network) or self._own_on_link.covers(link, network)
-
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.
 
         Also if it is a part of a learned subnet of another link in the same subnet. Other on-link routes are no
         evidence: a client can make one for any private network, and an operator's may be as wide as a /1.
         """
-        shared = (each for each in self._own_on_link.containing(link, network) if each in self._learned_by_cloud)
-        networks = self.subnets.containing(link, network)
-        around = (each for each in networks if self.learned.has(link, each) or self.addresses_in(link, each))
-        return any(each != network for each in (*around, *shared))
-
-    def is_router(self, link: int, gateway: IPAddress) -> bool:
-        """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self.default_gateways[link] or self._is_router_of_main(link, gateway):  # 1; 2, 3 and 5
-            return True
-        if not is_link_local(single(gateway)):
-            return False
-        # 4. An own gateway stays one after its advertisement has expired.
-        return (link, gateway) in self._routers or self._own_gateways[link][gateway] > 0
-
-    def _is_router_of_main(self, link: int, gateway: IPAddress) -> bool:
-        """Return True if routes in main through this gateway are the cloud's, and do not conflict with its subnets.
-
-        Every host that forwards has the flag of a router, also a node of a CNI, and another table may send some sources
-        through an appliance. So neither is enough.
-        """
-        if gateway in self._main_gateways[link] or claims.within(single(gateway), self.settings.allow_gateways):
-            return True
-        around = self.learned.containing(link, single(gateway))
-        if any(gateway == subnet.network_address + 1 for subnet in around if not is_link_local(subnet)):
-            return True
-        has_default = (link, gateway.version) in self._default_links  # IPv4 routes may have IPv6 gateways (RFC 5549)
-        if has_default or self.has_learned_subnet(link, gateway.version) or is_link_local(single(gateway)):
-            return False
-        return self._is_convention(link, gateway)
-
-    def _is_convention(self, link: int, gateway: IPAddress) -> bool:
-        """Return True for a gateway by convention of one of the link's addresses. One per link and family."""
-        used = {each for each, times in self._own_gateways[link].items() if times and each.version == gateway.version}
-        if used - {gateway} - set(self._allowed(used)):
-            return False
-        return any(
-            any(each.network_address != gateway for each in self.held.overlapping(link, subnet))
-            and self.nested_elsewhere(link, subnet) is None
-            for subnet in claims.conventional_subnets(gateway)
+        shared = (
+            each
+            for each in self.networks.own_on_link.containing(link, network)
+            if each in self.networks.learned_by_cloud
         )
-
-    def nested_elsewhere(self, link: int, network: IPNetwork) -> IPNetwork | None:
-        """Return a subnet of another link of the cloud that contains `network` or lies in it."""
-        found = self.subnets.elsewhere(link, network)
-        return claims.nested(network, (each for each, other in found if self.is_cloud(other)))
-
-    def _allowed(self, gateways: Iterable[IPAddress]) -> Iterator[IPAddress]:
-        return (each for each in gateways if claims.within(single(each), self.settings.allow_gateways))
-
-    def protects(self, ip: IPAddress) -> str | None:
-        """Return a description of a protected address: a gateway's or a resolver's. None for any other address."""
-        if ip in self.known.resolvers:
-            return "a resolver's address"
-        if ip in self.gateways or ip in self.known.former_gateways:
-            return "a gateway's address"
-        for subnet, link in self.subnets.around(single(ip)):
-            if self.learned.has(link, subnet) and ip == self._gateway_to_be(link, subnet):
-                return f"the gateway of {subnet} by convention"
-        return None
-
-    def main_gateway_inside(self, link: int, network: IPNetwork) -> IPAddress | None:
-        """Return the gateway of a default route in main on this link, if it is inside `network`."""
-        return next((each for each in self._main_gateways[link] if contains(network, single(each))), None)
-
-    def _gateway_to_be(self, link: int, subnet: IPNetwork) -> IPAddress | None:
-        """Return the first host of a subnet that the link has learned, if the subnet's gateway is not known.
-
-        The default route of a link gives it: with IPv4 for the subnet that contains the gateway, with IPv6 for all.
-        """
-        defaults = [each for each in self.default_gateways[link] if each.version == subnet.version]
-        is_known = any(each.version == 6 or contains(subnet, single(each)) for each in defaults)
-        return None if is_known or is_single(subnet) else subnet.network_address + 1
-
-    def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
-        """Return a gateway or resolver inside `network`, except gateways of `link`."""
-        for ip in (*self._gateways_in(network), *self.known.resolvers, *self.known.former_gateways):
-            if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
-                return ip
-        others = self.learned.elsewhere(link or 0, network)  # there is no link 0
-        gateways = (self._gateway_to_be(other, subnet) for subnet, other in others)
-        return next((ip for ip in gateways if ip is not None and contains(network, single(ip))), None)
+        networks = self.networks.subnets.containing(link, network)
+        around = (each for each in networks if self.networks.learned.has(link, each) or self.addresses_in(link, each))
+        return any(each != network for each in (*around, *shared))
 
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
         """Return a resolver inside `network`, or a gateway there of links on which main does not have this subnet."""
         before: Set[int] = self._subnets_before.get(network, frozenset())
         had_it = link in before  # this request replaces the address with the connected route
         sharing = {other for other in before if self.has_route_on_link(other, network)} | {link}
-        for ip in self._gateways_in(network):
-            others = self.gateways[ip] - sharing
+        for ip, users in self.gateways.users_inside(network):
+            others = users - sharing
             if had_it:
-                others = {each for each in others if not self._own_on_link.has(each, network)}
+                others = {each for each in others if not self.networks.own_on_link.has(each, network)}
             if others:
                 return ip
-        return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
+        return self.gateways.resolver_inside(network)
 
     def main_discards(self, version: int) -> bool:
         """Return True if main's default route of this family is of type unreachable, blackhole or prohibit.
@@ -726,23 +608,15 @@ class View:
         first = min((metric for metric, _ in defaults), default=0)
         return (first, True) in defaults
 
-    def has_heard_router(self, link: int) -> bool:
-        """Return True if an IPv6 router has advertised itself on the link."""
-        return (link, 6) in self._default_links or link in self._heard_routers
-
-    def has_learned_subnet(self, link: int, version: int) -> bool:
-        """Return True if the link has learned a subnet of this family, except for link-local networks."""
-        return (link, version) in self._learned_subnets
-
     def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
         """Count a route that this request adds or replaces."""
         before = self.own_routes.get((table, destination))
         if table == TABLE_LOCAL and before is not None:
-            self.local_ranges.discard(before.link, destination)
+            self.networks.local_ranges.discard(before.link, destination)
         if table == TABLE_LOCAL:
-            self.local_ranges.add(route.link, destination)
+            self.networks.local_ranges.add(route.link, destination)
         if route.gateway is not None:
-            self._add_gateway(route.gateway, route.link)
+            self.gateways.add(route.gateway, route.link)
         if before is not None:
             self._count_route(table, destination, before, -1)
         self._count_route(table, destination, route, 1)
@@ -753,21 +627,21 @@ class View:
         route = self.own_routes.pop((table, destination))
         self._count_route(table, destination, route, -1)
         if table == TABLE_LOCAL:
-            self.local_ranges.discard(route.link, destination)
+            self.networks.local_ranges.discard(route.link, destination)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
         """Count an owned route in one of the link's tables, or forget it with -1."""
         if table not in self.own_tables(route.link):
             return
         if route.gateway is not None:
-            self._own_gateways[route.link][route.gateway] += change
+            self.gateways.count_own(route.gateway, route.link, change)
             return
         copies = self._own_copies[route.link, destination]
         self._own_copies[route.link, destination] += change
         if not copies:
-            self._own_on_link.add(route.link, destination)
+            self.networks.own_on_link.add(route.link, destination)
         elif not copies + change:
-            self._own_on_link.discard(route.link, destination)
+            self.networks.own_on_link.discard(route.link, destination)
 
     @property
     def own_objects(self) -> int:

@@ -1,0 +1,149 @@
+"""The gateways of the host, with the accepted operations of this request applied: a part of `view`.
+
+It says which addresses a link's routes may use as gateway, and which addresses no link may claim.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Set
+
+from . import claims
+from .claims import IPAddress, IPNetwork, contains, is_link_local, is_single, single
+from .network_index import NetworkIndex
+from .networks import Networks
+
+
+class Gateways:
+    """The gateways of all routes, those of the default routes, and those of the owned routes.
+
+    `routers` are links and IPv6 neighbours that the kernel flags as routers; `allowed` is AllowGateways=. `resolvers`
+    and `former` gateways (of owned routes) are protected, too.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        routers: Set[tuple[int, IPAddress]],
+        allowed: Iterable[IPNetwork],
+        resolvers: Set[IPAddress],
+        former: Set[IPAddress],
+    ) -> None:
+        self._networks, self._routers, self._allowed = networks, routers, tuple(allowed)
+        self._resolvers, self._former = resolvers, former
+        self._users: dict[IPAddress, set[int]] = defaultdict(set)  # the links that use each gateway
+        self._index: NetworkIndex[IPAddress] = NetworkIndex()  # the same gateways, as /32 or /128
+        self._default: dict[int, set[IPAddress]] = defaultdict(set)  # of other programs' default routes, by link
+        self._default_families = set[tuple[int, int]]()  # the links and IP versions of these routes
+        self._main: dict[int, set[IPAddress]] = defaultdict(set)  # the same gateways, of main only
+        self._own: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
+
+    def add(self, gateway: IPAddress, link: int) -> None:
+        """Count a gateway of any route, or of a nexthop object."""
+        if gateway not in self._users:
+            self._index.add(single(gateway), gateway)
+        self._users[gateway].add(link)
+
+    def add_default(self, gateway: IPAddress, link: int, version: int, *, in_main: bool) -> None:
+        """Count the gateway of another program's default route. `version` is that of the destination.
+
+        An IPv4 route may have an IPv6 gateway (RFC 5549).
+        """
+        self._default[link].add(gateway)
+        self._default_families.add((link, version))
+        if in_main:
+            self._main[link].add(gateway)
+
+    def count_own(self, gateway: IPAddress, link: int, change: int) -> None:
+        """Count an owned route through this gateway in one of the link's tables, or forget it with -1."""
+        self._own[link][gateway] += change
+
+    # Which gateways a link's routes may use.
+
+    def is_router(self, link: int, gateway: IPAddress) -> bool:
+        """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
+        if gateway in self._default[link] or self.is_router_of_main(link, gateway):  # 1; 2, 3 and 5
+            return True
+        if not is_link_local(single(gateway)):
+            return False
+        # 4. An own gateway stays one after its advertisement has expired.
+        return (link, gateway) in self._routers or self._own[link][gateway] > 0
+
+    def is_router_of_main(self, link: int, gateway: IPAddress) -> bool:
+        """Return True if routes in main through this gateway are the cloud's, and do not conflict with its subnets.
+
+        Every host that forwards has the flag of a router, also a node of a CNI, and another table may send some sources
+        through an appliance. So neither is enough.
+        """
+        if gateway in self._main[link] or claims.within(single(gateway), self._allowed):
+            return True
+        around = self._networks.learned.containing(link, single(gateway))
+        if any(gateway == subnet.network_address + 1 for subnet in around if not is_link_local(subnet)):
+            return True
+        is_known = (link, gateway.version) in self._default_families
+        is_known = is_known or self._networks.has_learned_subnet(link, gateway.version)
+        if is_known or is_link_local(single(gateway)):
+            return False
+        return self._is_convention(link, gateway)
+
+    def _is_convention(self, link: int, gateway: IPAddress) -> bool:
+        """Return True for a gateway by convention of one of the link's addresses. One per link and family."""
+        for used, times in self._own[link].items():
+            is_other = times and used.version == gateway.version and used != gateway
+            if is_other and not claims.within(single(used), self._allowed):
+                return False
+        return any(
+            any(each.network_address != gateway for each in self._networks.held.overlapping(link, subnet))
+            and self._networks.nested_elsewhere(link, subnet) is None
+            for subnet in claims.conventional_subnets(gateway)
+        )
+
+    def has_heard_router(self, link: int) -> bool:
+        """Return True if an IPv6 router has advertised itself on the link."""
+        return (link, 6) in self._default_families or self._networks.has_advertised_network(link)
+
+    # Which addresses no link may claim.
+
+    def protects(self, ip: IPAddress) -> str | None:
+        """Return a description of a protected address: a gateway's or a resolver's. None for any other address."""
+        if ip in self._resolvers:
+            return "a resolver's address"
+        if ip in self._users or ip in self._former:
+            return "a gateway's address"
+        for subnet, link in self._networks.subnets.around(single(ip)):
+            if self._networks.learned.has(link, subnet) and ip == self._to_be(link, subnet):
+                return f"the gateway of {subnet} by convention"
+        return None
+
+    def _to_be(self, link: int, subnet: IPNetwork) -> IPAddress | None:
+        """Return the first host of a subnet that the link has learned, if the subnet's gateway is not known.
+
+        The default route of a link gives it: with IPv4 for the subnet that contains the gateway, with IPv6 for all.
+        """
+        defaults = [each for each in self._default[link] if each.version == subnet.version]
+        is_known = any(each.version == 6 or contains(subnet, single(each)) for each in defaults)
+        return None if is_known or is_single(subnet) else subnet.network_address + 1
+
+    def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
+        """Return a gateway or resolver inside `network`, except gateways of `link`."""
+        for ip in (*self._inside(network), *self._resolvers, *self._former):
+            if contains(network, single(ip)) and (link is None or link not in self._users.get(ip, ())):
+                return ip
+        others = self._networks.learned.elsewhere(link or 0, network)  # there is no link 0
+        gateways = (self._to_be(other, subnet) for subnet, other in others)
+        return next((ip for ip in gateways if ip is not None and contains(network, single(ip))), None)
+
+    def resolver_inside(self, network: IPNetwork) -> IPAddress | None:
+        """Return a resolver inside `network`."""
+        return next((ip for ip in self._resolvers if contains(network, single(ip))), None)
+
+    def users_inside(self, network: IPNetwork) -> Iterator[tuple[IPAddress, Set[int]]]:
+        """Yield the gateways of all routes inside `network`, and the links that use each. A host may have thousands."""
+        return ((gateway, self._users[gateway]) for gateway in self._inside(network))
+
+    def _inside(self, network: IPNetwork) -> Iterator[IPAddress]:
+        return (gateway for _, gateway in self._index.overlapping(network))
+
+    def of_main_inside(self, link: int, network: IPNetwork) -> IPAddress | None:
+        """Return the gateway of a default route in main on this link, if it is inside `network`."""
+        return next((each for each in self._main[link] if contains(network, single(each))), None)

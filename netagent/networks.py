@@ -1,0 +1,62 @@
+"""The networks of each link, with the accepted operations of this request applied: a part of `view`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+from . import claims
+from .claims import IPNetwork, is_link_local, is_single
+from .network_index import NetworksByLink
+
+
+class Networks:
+    """The networks of each link, from the narrowest evidence to the widest.
+
+    - `held`: its addresses, each as /32 or /128;
+    - `learned`: subnets that DHCP, a router or an operator gave to it;
+    - `subnets`: those, the subnets of owned addresses, and other on-link routes in main;
+    - `own_on_link`: owned on-link routes in the link's tables;
+    - `local_ranges`: routes of type local that no address has (AnyIP).
+    """
+
+    def __init__(self, cloud: Set[int], excluded: Set[int]) -> None:
+        self.held, self.learned, self.subnets = NetworksByLink(), NetworksByLink(), NetworksByLink()
+        self.own_on_link, self.local_ranges = NetworksByLink(), NetworksByLink()
+        self.learned_by_cloud = set[IPNetwork]()  # of interfaces of the cloud that Exclude= does not name
+        self._cloud, self._excluded = cloud, excluded
+        self._families = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see learn
+        self._advertised = set[int]()  # links with an IPv6 network from a router
+
+    def learn(self, link: int, network: IPNetwork) -> None:
+        """Count a network of the link from DHCP, a router or an operator. A neighbour can advertise thousands."""
+        self.learned.add(link, network)
+        if link in self._cloud and link not in self._excluded:
+            self.learned_by_cloud.add(network)
+        if is_link_local(network):
+            return
+        if network.version == 6:
+            self._advertised.add(link)
+        if not is_single(network):
+            self._families.add((link, network.version))
+
+    def has_learned_subnet(self, link: int, version: int) -> bool:
+        """Return True if the link has learned a subnet of this family, except for link-local networks."""
+        return (link, version) in self._families
+
+    def has_advertised_network(self, link: int) -> bool:
+        """Return True if the link has learned an IPv6 network, except for link-local ones."""
+        return link in self._advertised
+
+    def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield the on-link networks that overlap `network`: by the link's addresses, main and the link's tables."""
+        yield from self.subnets.overlapping(link, network)
+        yield from self.own_on_link.overlapping(link, network)
+
+    def is_on_link(self, link: int, network: IPNetwork) -> bool:
+        """Return True if all of `network` is on the link."""
+        return self.subnets.covers(link, network) or self.own_on_link.covers(link, network)
+
+    def nested_elsewhere(self, link: int, network: IPNetwork) -> IPNetwork | None:
+        """Return a subnet of another link of the cloud that contains `network` or lies in it."""
+        found = self.subnets.elsewhere(link, network)
+        return claims.nested(network, (each for each, other in found if other in self._cloud))
