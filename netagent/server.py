@@ -18,7 +18,7 @@ from typing import Any
 from . import protocol, request_policy, sandbox, settings
 from .audit import MARKS_PER_OP, OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
-from .kernel import Kernel
+from .kernel import DumpError, Kernel
 from .keys import AuditFailure
 from .ledger import Ledger
 from .operations import ForwardedReplies, IPAddress, Malformed, Operation
@@ -198,6 +198,9 @@ class Server:
             marks=kernel.marks() if self._settings.sets_marks else None,
             nexthops=tuple(kernel.nexthop_hops()),
         )
+        for version in snapshot.incomplete_families():
+            reason = "one with over 1,000 next hops ends the list; remove it: ip route del DESTINATION"
+            raise DumpError(f"the kernel does not list all IPv{version} routes: {reason}")
         known = Known(self._resolvers(), entry.owned, frozenset(entry.gateways))
         return View(snapshot, self._settings, known)
 

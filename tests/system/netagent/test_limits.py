@@ -398,6 +398,23 @@ print(len(routes) - len(set(routes)), {rule.selector.version for rule in reader.
 """
 
 
+def test_requests_wait_for_a_complete_list_of_routes(lab: Lab) -> None:
+    """The kernel ends its list at a route with too many next hops. A VPN's route behind it must not be overlooked."""
+    lab.run(["sh", "-c", "ip tuntap add vpn mode tun && ip link set vpn up && ip -6 route add fdff::/32 dev vpn"])
+    own = address(ifindex(lab, "eth0"), "fdff::9/64")
+    many = [f"route append fd20::/32 via fe80::{number:x} dev eth0" for number in range(1, 1301)]
+    with UserWire(lab) as wire:
+        assert "another program routes" in wire.apply(own)["reason"]
+        lab.batch(many)
+        reason = wire.apply(own)["reason"]
+        assert "does not list all IPv6 routes" in reason or "rtnetlink dump" in reason  # depends on the kernel
+    with Wire(lab) as root:
+        assert root.ask(request="flush", id="clean")["verdict"] == "refused"
+    lab.run(["ip", "-6", "route", "del", "fd20::/32"])
+    with UserWire(lab) as wire:
+        assert "another program routes" in wire.apply(own)["reason"]
+
+
 def test_a_kernel_without_ipv6_is_read(lab: Lab) -> None:
     """For a family that it lacks, it answers with all routes, and with EAFNOSUPPORT for rules (ipv6.disable=1)."""
     assert lab.run([sys.executable, "-I", "-c", NO_IPV6]).stdout == "0 {4} frozenset()\n"
