@@ -1,4 +1,4 @@
-"""The audit log: one JSON object per line for every request, also a refused one. The lines form a hash chain.
+"""The audit log: a JSON object per line for each change, rollback and refusal. The lines form a hash chain.
 
 A line is `{"seq": ..., ..., "prev": "...", "hash": "..."}`. `hash` is the SHA-256 of the line up to `,"hash"`, which
 includes `prev`, the hash of the line before. So a line that was changed, removed or moved breaks the chain there. A
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,12 +44,17 @@ def _address(packed: bytes) -> str:
     return str(ip_address(packed))
 
 
+def _weight(values: Iterable[Message]) -> int:
+    """Return the number of operations; marks count as further operations."""
+    marks = (value.get("marks") for value in values)
+    return sum(1 + (len(each) // MARKS_PER_OP if isinstance(each, list) else 0) for each in marks)
+
+
 def _parts(values: Sequence[Message], most: int) -> list[list[Message]]:
-    """Split operations into parts of at most `most`; marks count as further operations."""
+    """Split operations into parts with a weight of at most `most`."""
     parts, size = list[list[Message]](), most
     for value in values:
-        marks = value.get("marks")
-        weight = 1 + (len(marks) // MARKS_PER_OP if isinstance(marks, list) else 0)
+        weight = _weight([value])
         if size + weight > most:
             parts.append([])
             size = 0
@@ -132,7 +137,7 @@ class Audit:
         Only the first line has `counts`. Raises OSError if a line could not be written.
         """
         parts = [{"ops": part} for part in _parts(ops, OPS_PER_LINE)]
-        if remaining and len(ops) / OPS_PER_LINE + len(remaining) / REMAINING_PER_LINE > 1:
+        if remaining and _weight(ops) / OPS_PER_LINE + _weight(remaining) / REMAINING_PER_LINE > 1:
             parts += [{"not_undone": part} for part in _parts(remaining, REMAINING_PER_LINE)]
         elif remaining is not None:
             entry = {**entry, "not_undone": remaining}
@@ -149,12 +154,14 @@ class Audit:
         body = json.dumps({**when, **entry, "prev": self.head}, separators=(",", ":"), default=_address)[:-1]
         digest = hashlib.sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
-        if os.fstat(self._file).st_size + len(line) > MAX_FILE:
-            self._rotate()
-        self._write_line(line)
+        try:
+            if os.fstat(self._file).st_size + len(line) > MAX_FILE:
+                self._rotate()
+            self._write_line(line)
+        finally:  # standard error is the journal: it also has lines for which the file has no space
+            with contextlib.suppress(OSError):  # journald may have ended
+                os.write(2, line)
         self.sequence, self.head = self.sequence + 1, digest
-        with contextlib.suppress(OSError):  # journald may have ended; the file has the line
-            os.write(2, line)  # standard error is the journal
 
     def _write_line(self, line: bytes) -> None:
         """Write a complete line or nothing. Raises OSError."""

@@ -75,6 +75,7 @@ class RollbackState:
     ) -> None:
         """`links`: the identities at the request; `removed`: owned routes that the rollback removes."""
         self._view, self._is_applied, self._removed = view, is_applied, removed
+        self._losable_routes = view.losable_routes  # computed here: memory may not suffice
         there = {index: link.identity for index, link in view.links.items()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
         addresses, routes = view.snapshot.addresses, view.snapshot.routes
@@ -207,7 +208,7 @@ class RollbackState:
 
     def _dependent(self, address: Address) -> str | None:
         """Return a description of an object that the kernel would remove with an owned address, or None."""
-        route = foreign_dependents(address, self._counts, self._view.losable_routes)
+        route = foreign_dependents(address, self._counts, self._losable_routes)
         last = address.ip.version == 4 and self._counts.is_last(address)
         if last and (address.link, 4) in self._view.static_neighbours:
             return "static neighbour entries of the link depend on it"

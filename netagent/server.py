@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from .protocol import (
     Verdict,
 )
 from .rate_limit import TokenBucket
-from .transaction import Transaction, removals
+from .transaction import Change, Transaction, removals
 from .view import Known, Snapshot, View
 
 OPS_PER_TOKEN = 64  # operations per token of `requests`; each request costs one token more
@@ -104,7 +105,7 @@ class Server:
         self._peer: Peer | None = None
         self._is_activated = False  # True if systemd starts netagent for the next client
         self._deadline = 0.0  # time of the rollback of the open transaction, unless it is confirmed
-        self._unlogged, self._checks = 0, 0  # counted in the next audit line
+        self._counts = Counter[str]()  # for the next audit line, by key
         self._warnings: tuple[str, ...] = ()  # about resolver files
         self._handlers: Mapping[type[Request], Callable[[Any], Answer]] = {
             Hello: self._hello,
@@ -128,7 +129,7 @@ class Server:
         return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks, owned)
 
     def _check(self, request: Check) -> Answer:
-        self._checks += 1
+        self._counts["checks"] += 1
         refusals = request_policy.check_all(request.ops, self._view())
         return CheckAnswer(len(refusals), tuple(refusals[:MAX_REFUSALS]))
 
@@ -136,22 +137,28 @@ class Server:
         began = monotonic()
         if self._transaction.request is not None:
             return self._refuse(request, Refused(f"the transaction {self._transaction.request} is still open"))
-        if not self._may_log(_bulk(request.ops)):
-            return self._over_budget(request)
         try:
-            view = self._view()
-            undo = request_policy.check(request.ops, view)
+            change = self._accepted(request.ops)
         except request_policy.Rejected as rejected:
             return self._refuse(request, rejected.refused)
-        outcome = self._transaction.apply(request.id, request.ops, undo, view.lost_routes, view.links.values())
+        if not self._may_log(_bulk(request.ops)):
+            return self._over_budget(request)
+        outcome = self._transaction.apply(request.id, change)
         answer: Answer = Done(Verdict.APPLIED, len(request.ops))
         if outcome.failed is not None:
             answer = Failed(outcome.failed, outcome.errnos, outcome.reason, outcome.remaining)
+            self._budgets.change_bytes.spend(cost(2 * len(outcome.remaining)))
         self._log_change(request, answer, request.ops, outcome.errnos, began)
         if outcome.failed is None and not request.confirm_within:
             self._transaction.commit()
         self._deadline = began + request.confirm_within
         return answer
+
+    def _accepted(self, ops: Sequence[Operation]) -> Change:
+        """Return the change that the policy accepts. Raises Rejected. A rollback needs the memory of the view again."""
+        view = self._view()
+        undo = request_policy.check(ops, view)
+        return Change(tuple(ops), tuple(undo), tuple(view.lost_routes), tuple(view.links.values()))
 
     def _confirm(self, request: Confirm) -> Answer:
         if request.id != self._transaction.request:
@@ -253,7 +260,7 @@ class Server:
         if budgets.refusal_lines.take() and budgets.refusal_bytes.take(cost(_bulk(ops))):
             self._log({**message, **refused.to_wire()}, [op.to_wire() for op in ops], must=False)
         else:
-            self._unlogged += 1
+            self._counts["refusals_not_logged"] += 1
         return refused
 
     def _log_change(
@@ -282,14 +289,13 @@ class Server:
         must: bool = True,
     ) -> None:
         """Write audit lines. Raises AuditError if that fails, unless `must` is False or AuditFailure= is `continue`."""
-        counts = {"refusals_not_logged": self._unlogged, "checks": self._checks}
         peer = None if self._peer is None else self._peer.to_log()
         try:
             not_undone = None if remaining is None else [each.to_wire() for each in remaining]
-            counted = {key: number for key, number in counts.items() if number}
-            self._audit.write({"peer": peer, **entry}, ops, not_undone, counted)
-            self._unlogged = self._checks = 0
+            self._audit.write({"peer": peer, **entry}, ops, not_undone, self._counts)
+            self._counts.clear()
         except OSError as error:
+            self._counts["entries_not_written"] += 1
             reason = f"the audit log cannot be written: {error}"
             sandbox.log(reason)
             if must and self._settings.audit_failure is AuditFailure.REFUSE:
@@ -328,7 +334,7 @@ class Server:
         if self._ledger.entry.table:
             op = ForwardedReplies(())
             errno = self._transaction.remove_table()
-            entry = {"request": "settings", "verdict": "applied", "reason": "ForwardedReplies= is off"}
+            entry = {"peer": None, "request": "settings", "verdict": "applied", "reason": "ForwardedReplies= is off"}
             self._log(entry, [{**op.to_wire(), "errno": errno}], must=False)
         kernel.netfilter.close()
         kernel.netfilter = None
@@ -346,13 +352,14 @@ class Server:
                     return
         except Stop:
             self._roll_back("netagent was stopped")
-        if self._unlogged or self._checks:  # the next line would be of another process
+        if self._counts:  # the next line would be of another process
             self._peer = None
             self._log({"request": "stop", "verdict": "stopped"}, must=False)
 
     def _refuse_peer(self, peer: Peer, reason: str) -> None:
         self._peer = peer
         self._refuse("connect", Refused(reason))
+        self._peer = None
 
     def _serve(self, connection: Connection) -> None:
         """Serve a client until its connection ends, and roll back its open transaction."""
@@ -363,7 +370,7 @@ class Server:
             pass  # the client has disconnected, or does not read the answer
         finally:
             connection.close()
-        self._roll_back("the client went away unconfirmed")
+        self._roll_back("the connection ended before the change was confirmed")
         self._peer = None
 
     def _answer_requests(self, connection: Connection) -> None:
@@ -411,17 +418,16 @@ class Server:
             raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations or 16 KiB count as one")
 
     def _handle(self, request: Request) -> Answer:
-        """Answer a request. If the log or ledger cannot be written, or the kernel not read, roll back and refuse."""
+        """Answer a request. If the log or ledger cannot be written, or the kernel not read, refuse and roll back."""
         try:
             return self._handlers[type(request)](request)
         except MemoryError:
-            reason = "netagent has too little memory for the addresses, routes and rules of this host"
-            self._roll_back(reason)
-            return self._refuse(request, Refused(reason))
+            refused = Refused("netagent has too little memory for the addresses, routes and rules of this host")
         except OSError as error:
-            self._roll_back(str(error))
-            allow = AUDIT_FAILURE if isinstance(error, AuditError) else None
-            return self._refuse(request, Refused(str(error), allow=allow))
+            refused = Refused(str(error), allow=AUDIT_FAILURE if isinstance(error, AuditError) else None)
+        if isinstance(request, Apply | Confirm | Rollback | Flush):  # the others change nothing
+            self._roll_back(refused.reason)
+        return self._refuse(request, refused)
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
         """Handle SIGHUP: open the log again and read the settings. If that fails, keep those in use."""

@@ -2,8 +2,8 @@
 
 The undo operations are computed from the kernel's state and written to the ledger before the kernel is changed. Undoing
 an operation that was never carried out does no harm: routes and rules are removed by protocol number, addresses only if
-they are still owned. Objects that other programs depend on meanwhile stay, and are reported. So is what must not be
-added again: the host or the configuration may have changed since.
+they are still owned (before Linux 5.18: if they are still there). Objects that other programs depend on meanwhile stay,
+and are reported. So is what must not be added again: the host or the configuration may have changed since.
 """
 
 from __future__ import annotations
@@ -60,6 +60,28 @@ class Outcome:
         return os.strerror(errno) if errno else "the kernel could not be asked"
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The operations of a request, and what their rollback needs.
+
+    `undo` has the inverse of each, in the same order. `lost_routes` are owned ones that the kernel removes with
+    addresses; a rollback adds them again, after the addresses. `links` are the host's: a rollback changes no other link
+    that gets the ifindex of one.
+    """
+
+    ops: tuple[Operation, ...]
+    undo: tuple[Undo, ...]
+    lost_routes: tuple[RouteReplace, ...] = ()
+    links: tuple[Link, ...] = ()
+
+    def identities(self) -> dict[int, str]:
+        """Return the identity of each link that the rollback changes, by ifindex."""
+        used = {op.link for op in self.undo if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
+        used |= {op.link for op in self.lost_routes}
+        used |= {mark.link for op in self.undo if isinstance(op, ForwardedReplies) for mark in op.marks}
+        return {link.index: link.identity for link in self.links if link.index in used}
+
+
 class Transaction:
     """The only transaction that can be open: applied and not confirmed."""
 
@@ -74,27 +96,16 @@ class Transaction:
         """Id of the open transaction."""
         return self._ledger.entry.request
 
-    def apply(
-        self,
-        request: str,
-        ops: Sequence[Operation],
-        undo: Sequence[Undo],
-        lost_routes: Sequence[RouteReplace] = (),
-        links: Iterable[Link] = (),
-    ) -> Outcome:
-        """Apply `ops`; `undo` has the inverse of each, in the same order. If one fails, undo all.
+    def apply(self, request: str, change: Change) -> Outcome:
+        """Carry out a change. If one operation fails, undo all.
 
-        `lost_routes` are owned ones that the kernel removes with addresses; a rollback adds them again, after the
-        addresses. `links` are the host's: a rollback changes no other link that gets the ifindex of one. Raises OSError
-        if the ledger cannot be written; then the kernel is not changed.
+        Raises OSError if the ledger cannot be written; then the kernel is not changed.
         """
+        ops, undo, lost_routes = change.ops, change.undo, change.lost_routes
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
         back = (*reversed(undo), *lost_routes)
-        used = {op.link for op in back if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
-        used |= {mark.link for op in back if isinstance(op, ForwardedReplies) for mark in op.marks}
-        identities = {link.index: link.identity for link in links if link.index in used}
-        self._ledger.write(replace(entry, request=request, undo=back, table=table, links=identities))
+        self._ledger.write(replace(entry, request=request, undo=back, table=table, links=change.identities()))
         routes = (op for op in ops if isinstance(op, RouteReplace))
         self._is_applied, self._gateways = False, tuple(op.gateway for op in routes if op.gateway is not None)
         is_new = (isinstance(each, RouteRemove) for each in undo)
@@ -166,12 +177,13 @@ class Transaction:
 
     def _acceptable(self, rules: Sequence[RuleAdd]) -> tuple[list[Undo], list[Remaining]]:
         """Return the rules that a request could add now, and the others with the reasons."""
-        view = self._read()
-        if view is None:
-            return [], [_failure(op, None) for op in rules]
-        missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
-        pending, refused = _split_by_policy(missing, check_one, view)
-        return [*pending], refused
+        with contextlib.suppress(MemoryError):
+            view = self._read()
+            if view is not None:
+                missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
+                pending, refused = _split_by_policy(missing, check_one, view)
+                return [*pending], refused
+        return [], [_failure(op, None) for op in rules]
 
     def _close(self, left: Sequence[Remaining]) -> None:
         """Close the transaction. Addresses that could not be removed stay owned."""
@@ -184,13 +196,11 @@ class Transaction:
         """Carry out `ops` in parts, except those that objects of other programs now prevent. Returns the others."""
         if not any(isinstance(op, _GUARDED) for op in ops):
             return self._carry_out(ops)
-        view = self._read()
-        if view is None:  # without the kernel's answer their dependents are unknown
+        state = self._rollback_state(ops)
+        if state is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             left = self._carry_out([op for op in ops if not isinstance(op, _GUARDED)])
             return [*(_failure(op, None) for op in guarded), *left]
-        removed = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
-        state = RollbackState(view, self._is_applied, self._ledger.entry.links, removed)
         remaining = list[Remaining]()
         for part in parts(without_detours(ops)):
             pending = list[Undo]()
@@ -209,6 +219,15 @@ class Transaction:
             remaining += failed
         return remaining
 
+    def _rollback_state(self, ops: Sequence[Undo]) -> RollbackState | None:
+        """Return the kernel's state for a rollback; None if it cannot be read, or does not fit into memory."""
+        removed = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
+        with contextlib.suppress(MemoryError):
+            view = self._read()
+            if view is not None:
+                return RollbackState(view, self._is_applied, self._ledger.entry.links, removed)
+        return None
+
     def _read(self) -> View | None:
         """Return the kernel's state; None if it cannot be read."""
         for _ in range(UNDO_ATTEMPTS):
@@ -219,11 +238,16 @@ class Transaction:
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
         """Carry out removals, without an undo. Returns the errnos, and the removals that failed."""
         errnos = self._kernel.change(ops, stop=False)
-        gone = {(op.link, op.interface.ip) for op in ops if isinstance(op, AddressRemove)}
+        tried = list(zip(ops, errnos, strict=True))
+        failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
+        gone = {
+            (op.link, op.interface.ip)
+            for op, errno in tried
+            if isinstance(op, AddressRemove) and errno in ALREADY_UNDONE
+        }
         entry = self._ledger.entry
         if entry.owned & gone:
             self._ledger.shorten(replace(entry, owned=entry.owned - gone))
-        failed = [(op, errno) for op, errno in zip(ops, errnos, strict=True) if errno not in ALREADY_UNDONE]
         return errnos, [_failure(op, errno) for op, errno in failed]
 
 

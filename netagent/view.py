@@ -157,15 +157,11 @@ class View:
     def _add_routes(self, routes: Iterable[Route]) -> None:
         for route in routes:
             self._add_gateways(route.hops)
-            if route.is_owned:
-                hop = route.hops[0]
-                self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
-                self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)
-                if route.table == TABLE_LOCAL:
-                    self.networks.local_ranges.add(hop.link, route.destination)
-            else:
+            if not route.is_owned:
                 self._foreign.add(route.destination, route)
                 self._add_foreign(route)
+            elif (route.table, route.destination) not in self.own_routes:  # it may be in several dumps: Kernel.routes
+                self.add_route(route.table, route.destination, OwnRoute(route.hops[0].link, route.hops[0].gateway))
 
     def _add_gateways(self, hops: Iterable[NextHop]) -> None:
         for hop in hops:
@@ -375,10 +371,12 @@ class View:
         return self.links[link].name if link in self.links else f"link {link}"
 
     def owns(self, address: Address) -> bool:
-        """Return True if netagent added the address: by IFA_PROTO, or by the ledger if the kernel has no IFA_PROTO."""
-        if self._tagged:
-            return address.protocol == PROTOCOL
-        return (address.link, address.ip) in self.known.owned
+        """Return True if netagent added the address: by IFA_PROTO, or by the ledger if the kernel has no IFA_PROTO.
+
+        Addresses that this request adds have the protocol in any case.
+        """
+        in_ledger = not self._tagged and (address.link, address.ip) in self.known.owned
+        return in_ledger or address.protocol == PROTOCOL
 
     @staticmethod
     def network_of(address: Address) -> IPNetwork | None:

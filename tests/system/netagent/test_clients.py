@@ -221,6 +221,26 @@ def test_change_that_cannot_be_logged_is_refused(lab: Lab) -> None:
         assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
 
 
+def test_a_full_disk_leaves_lines_in_the_journal(lab: Lab) -> None:
+    """A rollback does not wait for space. The next line in the file counts those that are missing there."""
+    logs, own = lab.path(AUDIT).parent, address(ifindex(lab, "eth0"), "10.0.2.10/24")
+    lab.stop("netagent")
+    lab.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", "/var/log/cloud-network"])
+    start(lab)
+    with Wire(lab) as wire:
+        assert wire.apply(own, confirm_within=60)["verdict"] == "applied"
+        lab.run(["dd", "if=/dev/zero", "of=/var/log/cloud-network/full", "bs=4k", "count=1"])
+        for _ in range(20):  # lines that fill the log's own page
+            wire.ask(request="confirm", id="x" * 60)
+        assert wire.ask(request="rollback", id="test")["verdict"] == "rolled back"
+        assert not [line for line in audit_lines(lab) if line["request"] == "rollback"]
+        assert '"request":"rollback","id":"test"' in lab.log("netagent")
+        (logs / "full").unlink()
+        assert wire.apply(own)["verdict"] == "applied"
+    *before, last = audit_lines(lab)
+    assert last["entries_not_written"] == 20 - len([line for line in before if line["request"] == "confirm"]) + 1
+
+
 def test_unless_the_operator_prefers_it_unlogged(lab: Lab) -> None:
     full_disk(lab, CONFIG + 'AuditFailure = "continue"\n')
     with Wire(lab) as wire:

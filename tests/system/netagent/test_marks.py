@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, Spec
+from tests.lab.processes import USERS
 from tests.system.netagent.conftest import start
 from tests.system.netagent.wire import (
     CONFIG,
@@ -404,6 +405,9 @@ def test_off_removes_the_table_that_was_made_and_no_other(lab: Lab, on: Links) -
     with Wire(lab) as wire:
         assert wire.apply(table((on.primary, 1)))["verdict"] == "applied"
     lab.write_config(CONFIG)
+    member = ["setpriv", "--reuid=65534", f"--regid={USERS['cloud-network']}", "--clear-groups"]
+    with Wire(lab, prefix=member) as stranger, pytest.raises(OSError, match=r"closed the connection|Broken pipe|reset"):
+        stranger.ask(request="status")  # the line of the reload must not name this client
     lab.kill("netagent", signal.SIGHUP)
     lab.wait_for(lambda: owned_table(lab) == "")
     lab.wait_for(lambda: audit_lines(lab)[-1].get("reason") == "ForwardedReplies= is off")

@@ -8,13 +8,13 @@ from ipaddress import IPv4Address, IPv4Interface, ip_interface
 from pathlib import Path
 
 import pytest
-from cloud_network.netagent import transaction
+from cloud_network.netagent import transaction, view
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
-from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, Undo
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Undo
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
 from cloud_network.netagent.settings import Settings
-from cloud_network.netagent.transaction import Transaction
+from cloud_network.netagent.transaction import Change, Transaction
 from cloud_network.netagent.view import Known, Snapshot, View
 
 IP = IPv4Address("10.0.2.50")
@@ -67,9 +67,9 @@ def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeyp
 
 def apply(ledger: Ledger, kernel: DoingKernel, *ops: AddressAdd | AddressRemove) -> Transaction:
     """Apply a transaction and leave it open."""
-    transaction, request = Transaction(kernel, ledger, kernel.view), list[Operation](ops)
+    transaction = Transaction(kernel, ledger, kernel.view)
     undo = [op.inverse() if isinstance(op, AddressAdd) else op.inverse(connected_route=True) for op in ops]
-    assert transaction.apply("test", request, undo).failed is None
+    assert transaction.apply("test", Change(ops, tuple(undo))).failed is None
     return transaction
 
 
@@ -124,3 +124,25 @@ def test_address_that_a_rollback_leaves_stays_owned(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
     assert len(apply(ledger, kernel, AddressAdd(2, HOST, True)).roll_back()) == 1
     assert ledger.entry.owned == {(2, IP)}
+
+
+def test_address_that_a_flush_cannot_remove_stays_owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, kernel = Ledger(tmp_path / "ledger"), DoingKernel([Address(2, IP, 32, 0, None)])
+    apply(ledger, kernel, AddressAdd(2, HOST, True)).commit()
+    monkeypatch.setattr(kernel, "change", lambda ops, stop: [errno.ENOMEM])
+    _, (left,) = Transaction(kernel, ledger, kernel.view).remove([AddressRemove(2, HOST)])
+    assert left.errno == errno.ENOMEM
+    assert ledger.entry.owned == {(2, IP)}
+
+
+def test_a_rollback_without_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves the address, and says so. It once ended netagent, and the next start met the same transaction."""
+
+    def losable(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(view, "losable", losable)
+    ledger, kernel = Ledger(tmp_path / "ledger"), DoingKernel([Address(2, IP, 32, 0, None)])
+    (left,) = apply(ledger, kernel, AddressAdd(2, HOST, True)).roll_back()
+    assert left.reason == "the kernel could not be asked"
+    assert ledger.entry.request is None

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 from cloud_network.netagent import request_policy, rollback, rtnetlink
-from cloud_network.netagent.operations import PROTOCOL, TABLE_LOCAL, AddressAdd, AddressRemove, RouteReplace, RuleAdd
+from cloud_network.netagent.operations import (
+    PROTOCOL,
+    TABLE_LOCAL,
+    AddressAdd,
+    AddressRemove,
+    Operation,
+    RouteReplace,
+    RuleAdd,
+)
 from cloud_network.netagent.protocol import MAX_OPS
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route, Rule
 from cloud_network.netagent.settings import Settings
@@ -131,3 +141,33 @@ def test_an_address_from_dhcpv6_is_no_subnet() -> None:
     addresses = (Address(2, lease.ip, 128, 0, None),)
     view = View(Snapshot(links, addresses, tuple(routes), LOCAL, frozenset()), Settings(), Known())
     assert request_policy.check_all([RouteReplace(10002, 3, subnet, None)], view) == []
+
+
+OLD = Address(2, IPv4Address("10.0.1.5"), 24, 0, None)  # Linux before 5.18: no address has a protocol
+ETH0 = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
+
+
+def refusals(before: Address, ops: Sequence[Operation], max_objects: int = 100) -> list[str]:
+    snapshot = Snapshot((ETH0,), (before,), (), LOCAL, frozenset())
+    view = View(snapshot, Settings(max_objects=max_objects), Known())
+    return [refused.reason for refused in request_policy.check_all(ops, view)]
+
+
+@pytest.mark.parametrize("before", [OLD, replace(OLD, protocol=0)])
+def test_what_a_request_adds_is_owned_with_every_kernel(before: Address) -> None:
+    first, second = (AddressAdd(2, IPv6Interface(f"fd00:9::{at}/64"), True) for at in (10, 11))
+    assert refusals(before, [first, second]) == []
+    assert refusals(before, [first, AddressRemove(2, first.interface)]) == []
+    assert "1 addresses, routes and rules already" in refusals(before, [first, second], max_objects=1)[0]
+
+
+def test_a_route_of_two_dumps_counts_once() -> None:
+    """Its flags may have changed meanwhile. Otherwise a rule could stay after the route that it needs."""
+    subnet, network = IPv4Network("10.0.1.0/24"), IPv4Network("10.0.1.128/28")
+    there = Address(2, IPv4Address("10.0.1.5"), 24, 0, 2)
+    main = Rule(31000, IPv4Network("0.0.0.0/0"), False, 254, True, False, PROTOCOL)
+    rule = Rule(31020, network, False, 10001, True, False, PROTOCOL)
+    own = Route(10001, subnet, (NextHop(2, None),), rtnetlink.RTN_UNICAST, PROTOCOL, 0, None, False)
+    view = View(Snapshot((ETH0,), (there,), (own, own), (*LOCAL, main, rule), frozenset()), Settings(), Known())
+    view.remove_route(10001, subnet)
+    assert not view.networks.own_on_link.has(2, subnet)
