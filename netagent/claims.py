@@ -237,6 +237,7 @@ class HostRoute:
     by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
     is_expected: bool  # of an address of a link of the cloud (also an excluded one), or to the gateway of a lease
     parent: int = 0  # the interface of the cloud below `link`, if this is the connected route of a macvlan or ipvlan
+    is_learned_by_parent: bool = False  # as a subnet
     is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
 
 
@@ -263,7 +264,8 @@ def is_too_wide(destination: IPNetwork, learned: Iterable[IPNetwork]) -> bool:
 
 
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
-    if route.parent == link and (route.destination == network or is_single(network)):  # they have the same neighbours
+    has_same_neighbours = route.parent == link or route.is_learned_by_parent
+    if has_same_neighbours and (route.destination == network or is_single(network)):
         return False
     if route.discards or not route.by_cloud:
         return True

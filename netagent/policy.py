@@ -450,7 +450,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
             continue  # table local comes first: see check_rule_add
         same = (route.link, route.gateway) == (op.link, op.gateway)
         of_cloud = same or route.by_cloud or route.is_expected or claims.is_wide_link_local(route.destination, network)
-        of_cloud = of_cloud or (route.destination == network and view.has_subnet_of_child(route))
+        of_cloud = of_cloud or (claims.contains(network, route.destination) and view.has_subnet_of_child(route))
         if route.discards or not of_cloud:
             raise _routed_elsewhere(network, network, route, view)
 

@@ -107,11 +107,13 @@ def is_derived(route: Route) -> bool:
     """Return True for a route that the kernel or a router made, and for an owned route.
 
     Other programs, too, use the protocol `kernel`; the kernel's own routes have no gateway, and with IPv4 a source.
+    Those of router advertisements (`ra`) are IPv6 routes without a source.
     """
+    is_ipv6 = route.destination.version == 6
     on_link = all(hop.gateway is None for hop in route.hops)
-    has_source = route.destination.version == 6 or route.source is not None
-    by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and on_link and has_source
-    return by_kernel or route.protocol == rtnetlink.RTPROT_RA or route.is_owned
+    by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and on_link and (is_ipv6 or route.source is not None)
+    by_router = route.protocol == rtnetlink.RTPROT_RA and is_ipv6 and route.source is None
+    return by_kernel or by_router or route.is_owned
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:

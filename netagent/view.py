@@ -113,7 +113,7 @@ class View:
         self.rules = Rules(snapshot.rules, settings.rule_priority)
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self._host_routes: dict[IPNetwork, Sequence[HostRoute]] = {}  # see host_routes
-        self._divided: dict[IPNetwork, bool] = {}  # see _has_foreign_part; requests do not change foreign routes
+        self._divided: dict[IPNetwork, bool] = {}  # see _has_foreign_part
         self.counts = AddressCounts()
         self.ipv6_connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
@@ -245,16 +245,13 @@ class View:
         """Return the foreign routes that overlap a claim and may conflict with it, one entry per next hop.
 
         Of table local, these are the routes that another program made: ranges (AnyIP), mostly on lo, and anycast.
-        Left out are routes that the kernel derived from addresses of the cloud's links, and from those of a macvlan or
-        ipvlan in the same subnet as its interface: they do not conflict. Requests
-        do not change foreign routes; a network may contain thousands, and a request may name it thousands of times.
+        Left out are routes that the kernel derived from addresses of the cloud's links: they do not conflict. A network
+        may contain thousands of routes, and a request may name it thousands of times. The list is that of the first
+        time: an operation that is checked later does not change it.
         """
         if network not in self._host_routes:
             self._host_routes[network] = list(self._find_host_routes(network))
-        found = self._host_routes[network]
-        return [
-            each for each in found if not (each.parent and self.networks.subnets.has(each.parent, each.destination))
-        ]
+        return self._host_routes[network]
 
     def _find_host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
         for _, route in self._foreign.overlapping(network):
@@ -297,6 +294,7 @@ class View:
         if link in self._excluded:  # the operator's own link: other routes there are the operator's, not the cloud's
             by_router = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
+        parent = self._parent(route, hop)
         return HostRoute(
             destination=route.destination,
             link=link,
@@ -304,7 +302,8 @@ class View:
             discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),  # of other tables: see _is_throw
             by_cloud=on_cloud and by_router and (route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST),
             is_expected=on_cloud and (to_gateway or self._is_connected(route, hop)),
-            parent=self._parent(route, hop),
+            parent=parent,
+            is_learned_by_parent=self.networks.learned.has(parent, route.destination),
             is_local=route.table == TABLE_LOCAL,
         )
 
@@ -316,8 +315,9 @@ class View:
         return parent if is_child else 0
 
     def has_subnet_of_child(self, route: HostRoute) -> bool:
-        """Return True if the interface below a macvlan or ipvlan has this connected route in its table, too."""
-        return route.parent > 0 and self.networks.own_on_link.has(route.parent, route.destination)
+        """Return True if this is the connected route of a macvlan or ipvlan, and its interface has the same subnet."""
+        networks = (self.networks.subnets, self.networks.own_on_link)
+        return route.parent > 0 and any(each.has(route.parent, route.destination) for each in networks)
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""

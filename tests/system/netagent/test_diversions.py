@@ -185,6 +185,26 @@ def test_containers_on_a_macvlan_keep_their_own_subnet(lab: Lab) -> None:
     assert "10.0.1.192/27, which another program routes by mv0" in refused(lab, address(primary, "10.0.1.201/29"))
 
 
+def test_macvlan_keeps_its_subnet_beside_that_of_its_interface(lab: Lab) -> None:
+    """A part of it on the interface would take over packets to containers, which the interface cannot reach."""
+    lab.batch(["link set eth0 up", "link add mv0 link eth0 type macvlan mode bridge", "link set mv0 up"])
+    lab.batch(["address add 10.86.0.60/24 dev mv0", "link add mv1 link eth1 type macvlan mode bridge"])
+    lab.batch(["link set mv1 up", "address add 10.0.1.60/24 dev mv1"])
+    secondary, primary = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    with Wire(lab) as wire:
+        assert wire.apply(address(secondary, "10.86.0.10/24"))["verdict"] == "applied"
+    for op in (
+        address(secondary, "10.86.0.200/25"),
+        route(secondary, "10.86.0.64/26", table=255),
+        address(primary, "10.86.0.11/32"),
+        route(primary, "10.86.0.0/25", "10.0.1.1"),
+    ):
+        assert "10.86.0.0/24, which another program routes by mv0" in refused(lab, op)
+    assert "10.0.1.0/24, which another program routes by mv1" in refused(lab, address(primary, "10.0.1.200/25"))
+    with Wire(lab) as wire:
+        assert wire.apply(address(primary, "10.0.1.200/32"))["verdict"] == "applied"
+
+
 def test_local_route_in_main_keeps_its_addresses(lab: Lab) -> None:
     """Another program's AnyIP outside of table local comes after that of an interface's subnet."""
     lab.batch(["link set eth0 up", "route add local 10.53.0.0/16 dev eth1 table main"])

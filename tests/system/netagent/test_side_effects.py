@@ -144,29 +144,32 @@ def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: s
 
 
 KERNELS_PROTOCOL = {
-    "by a VPN": "10.60.0.0/16 dev vpn src 10.9.9.5 scope link",
-    "by a neighbour": "10.60.0.0/16 via 10.9.9.77",
-    "on link": "10.60.0.0/16 dev eth0",
+    "by a VPN": "10.60.0.0/16 dev vpn src 10.9.9.5 scope link proto kernel",
+    "by a neighbour": "10.60.0.0/16 via 10.9.9.77 proto kernel",
+    "on link": "10.60.0.0/16 dev eth0 proto kernel",
+    "of a router advertisement": "10.60.0.0/16 via 10.9.9.77 proto ra",
 }
 
 
 @pytest.mark.parametrize("how", ["remove", "roll back"])
 @pytest.mark.parametrize("way", KERNELS_PROTOCOL)
 def test_a_route_with_the_kernels_protocol_stays(lab: Lab, wire: Wire, how: str, way: str) -> None:
-    """Cilium, for example, adds routes with the protocol `kernel`; the kernel does not restore them."""
+    """Cilium, for example, adds routes with the protocol `kernel`; the kernel does not restore them, nor IPv4 `ra`."""
     apply(wire, address(ifindex(lab, "eth0"), "10.0.2.10/24", "address_remove"))
-    foreign = f"route add {KERNELS_PROTOCOL[way]} proto kernel"
+    foreign = f"route add {KERNELS_PROTOCOL[way]}"
     check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.60.0.0/16")
     assert "10.60.0.0/16" in sh(lab, "ip route")
     sh(lab, "ip route delete 10.60.0.0/16")
 
 
-def test_an_ipv6_route_keeps_the_source_it_prefers(lab: Lab, wire: Wire) -> None:
+@pytest.mark.parametrize("protocol", ["static", "ra"])
+def test_an_ipv6_route_keeps_the_source_it_prefers(lab: Lab, wire: Wire, protocol: str) -> None:
     on = ifindex(lab, "eth0")
     apply(wire, address(on, "fd00:2::10/128"))
-    sh(lab, "ip -6 route add fd00:60::/48 dev eth0 src fd00:2::10 proto static")
+    sh(lab, "ip -6 route add fd00:60::/48 dev eth0 src fd00:2::10 proto " + protocol)
     assert "fd00:60::/48" in reason(wire, address(on, "fd00:2::10/128", "address_remove"))
     assert "src fd00:2::10" in sh(lab, "ip -6 route show fd00:60::/48")
+    sh(lab, "ip -6 route delete fd00:60::/48")
 
 
 PREFIX_ROUTES = {
