@@ -151,12 +151,6 @@ def is_link_local(network: IPNetwork) -> bool:
     return within(network, LINK_LOCAL)
 
 
-def is_wide_link_local(destination: IPNetwork, network: IPNetwork) -> bool:
-    """Return True for 169.254.0.0/16 or an IPv6 link-local network around `network`: several links may have them."""
-    may_be_shared = destination.version == 6 or destination.prefixlen == LINK_LOCAL[0].prefixlen
-    return is_link_local(destination) and may_be_shared and destination.prefixlen < network.prefixlen
-
-
 def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
     """Return the first of `others` that contains `network` or lies in it; equal networks are not nested.
 
@@ -224,59 +218,6 @@ def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
     if subnet.max_prefixlen - subnet.prefixlen < 2:
         return False
     return address == subnet.network_address if subnet.version == 6 else int(address) in span(subnet)
-
-
-@dataclass(frozen=True, slots=True)
-class HostRoute:
-    """A foreign route, or one next hop of it, that may conflict with a claim."""
-
-    destination: IPNetwork
-    link: int  # 0: none
-    gateway: IPAddress | None
-    discards: bool  # blackhole, unreachable or prohibit
-    by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
-    is_expected: bool  # of an address of a link of the cloud (also an excluded one), or to the gateway of a lease
-    parent: int = 0  # the interface of the cloud below `link`, if this is the connected route of a macvlan or ipvlan
-    is_learned_by_parent: bool = False  # as a subnet
-    is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
-
-
-def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: Iterable[IPNetwork]) -> HostRoute | None:
-    """Return the first of `routes` that already routes `network`, or a part of it, elsewhere.
-
-    `routes` overlap `network`; `learned` are the learned subnets of the link. These routes do not conflict: default
-    routes and halves of the address space (VPNs use /1), a wider route through a router of the cloud, an on-link route
-    of this link, the equal subnet of another link, and a route that is wider than a learned subnet that contains
-    `network`.
-    """
-    own = [subnet for subnet in learned if contains(subnet, network)]
-    for route in routes:
-        if is_too_wide(route.destination, own) or is_wide_link_local(route.destination, network):
-            continue
-        if _leads_elsewhere(route, network, link):
-            return route
-    return None
-
-
-def is_too_wide(destination: IPNetwork, learned: Iterable[IPNetwork]) -> bool:
-    """Return True if a route of another program is too wide to conflict with a claim in these learned subnets."""
-    return destination.prefixlen <= 1 or any(destination.prefixlen < subnet.prefixlen for subnet in learned)
-
-
-def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
-    has_same_neighbours = route.parent == link or route.is_learned_by_parent
-    if has_same_neighbours and (route.destination == network or is_single(network)):
-        return False
-    if route.discards or not route.by_cloud:
-        return True
-    if route.is_local and route.link != link:  # AnyIP or anycast of another link
-        return True
-    if route.is_expected:
-        return False
-    is_equal_subnet = route.destination == network and not is_single(network)
-    if route.gateway is None and (route.link == link or is_equal_subnet):  # two links may be in one subnet
-        return False
-    return contains(network, route.destination)  # a wider route of the cloud stays for the rest of its destination
 
 
 def is_excluded(patterns: Iterable[str], name: str, mac: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgpack
 
+from .addresses import OwnedAddresses
 from .operations import IPAddress, Malformed, Undo, undo_from_wire
-from .view import Owned
 
 MAX_GATEWAYS = 256
 """Number of former gateways in the ledger. Gateways of present routes are protected without it."""
@@ -29,7 +29,7 @@ class Entry:
 
     request: str | None = None  # id of the open transaction
     undo: tuple[Undo, ...] = ()  # in the order to carry them out
-    owned: Owned = frozenset()
+    owned: OwnedAddresses = frozenset()
     gateways: tuple[IPAddress, ...] = ()  # of owned routes since boot, the earliest first
     table: bool = False  # True if the nftables table `cloud_network` was made since boot and may exist
     links: Mapping[int, str] = field(default_factory=dict)  # identity of the links of `undo`, by ifindex

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import claims
 from .claims import is_single, single
+from .conflicts import ForeignHop, conflict, is_wide_link_local
 from .keys import Prefixes
 from .operations import (
     BAND,
@@ -70,9 +71,9 @@ def check_link(link: int, view: View, *, removes: bool = False) -> None:
         raise Refusal(f"there is no link {link}", link=link)
     if found.loopback:
         raise Refusal(f"{found.name} is the loopback link", link=link)
-    if not removes and view.is_excluded(link):
+    if not removes and view.links.is_excluded(link):
         raise Refusal(f"{found.name} is excluded", allow=f"[Network] Exclude= without {found.name}", link=link)
-    if not view.is_cloud(link):
+    if not view.links.is_cloud(link):
         raise Refusal(
             f"{found.name} is of kind {found.kind}, not an interface of the cloud",
             allow=f'[Netagent] AllowKinds="{found.kind}"',
@@ -82,20 +83,20 @@ def check_link(link: int, view: View, *, removes: bool = False) -> None:
 
 def check_link_up(op: LinkUp, view: View) -> Undo:
     """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
-    if view.links[op.link].up:
+    if not view.links.is_down(op.link):
         raise Refusal("the link is already up")
     # The learned subnets do not count (learned=()): a link that is down has no routes yet.
-    for network in view.connected_networks(op.link):
-        if not claims.within(network, view.settings.allow_addresses):
+    for network in view.addresses.connected_networks(op.link):
+        if not view.is_allowed(network):
             check_rivals(op.link, network, network, (), view)
             if not claims.is_link_local(network):
                 check_nesting(op.link, network, view)
             if not view.networks.learned.has(op.link, network):  # otherwise, another program's address needs the route
                 check_connected(op.link, network, view)
-    for network in view.local_to_be(op.link):
-        if not claims.within(network, view.settings.allow_addresses):
+    for network in view.addresses.local_when_up(op.link):
+        if not view.is_allowed(network):
             check_rivals(op.link, network, network, (), view)
-    view.set_up(op.link)
+    view.links.set_up(op.link)
     return op.inverse()
 
 
@@ -118,7 +119,7 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
     """Raise Refusal if the link may not claim `network`: an address, or a whole subnet or range."""
     if claims.is_reserved(network):
         raise Refusal(f"{shown} is loopback, link-local, multicast, reserved or a metadata server's")
-    if claims.within(network, view.settings.allow_addresses):
+    if view.is_allowed(network):
         return
     learned = list(view.networks.learned.containing(link, network))
     if not claims.within(network, claims.PRIVATE) and not learned:
@@ -135,19 +136,17 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
 def check_rivals(
     link: int, network: IPNetwork, shown: IPInterface | IPNetwork, learned: Iterable[IPNetwork], view: View
 ) -> None:
-    """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see claims.rival."""
-    if rival := claims.rival(network, link, view.host_routes(network), learned):
+    """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see conflicts.conflict."""
+    if rival := conflict(network, link, view.foreign.hops(network), learned):
         raise _routed_elsewhere(shown, network, rival, view)
 
 
-def _routed_elsewhere(
-    shown: IPInterface | IPNetwork, network: IPNetwork, route: claims.HostRoute, view: View
-) -> Refusal:
+def _routed_elsewhere(shown: IPInterface | IPNetwork, network: IPNetwork, route: ForeignHop, view: View) -> Refusal:
     where = f"{route.destination}, which another program routes by {_way(route, view)}"
     return Refusal(f"{shown} overlaps {where}", allow=allow_addresses(network))
 
 
-def _way(route: claims.HostRoute, view: View) -> str:
+def _way(route: ForeignHop, view: View) -> str:
     if route.discards:
         return "discarding it"
     via = f" via {route.gateway}" if route.gateway is not None else ""
@@ -163,7 +162,7 @@ def check_nesting(link: int, network: IPNetwork, view: View) -> None:
 def check_width(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if an on-link network would divert hosts from the gateway of a link with learned subnets."""
     learned = view.networks.learned
-    if claims.within(network, view.settings.allow_addresses) or learned.covers(link, network):
+    if view.is_allowed(network) or learned.covers(link, network):
         return
     if not view.networks.has_learned_subnet(link, network.version):
         return
@@ -187,7 +186,7 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
 def check_protected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
-    if view.networks.learned.covers(link, network) or claims.within(network, view.settings.allow_addresses):
+    if view.networks.learned.covers(link, network) or view.is_allowed(network):
         return
     if taken := view.protected_elsewhere(network, link):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
@@ -207,17 +206,17 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     """
     if network.version == 4:
         return
-    if (link, network) in view.losable_routes.by_prefix or (link, network) in view.unclaimed_prefixes:
+    if (link, network) in view.losable_routes.by_prefix or (link, network) in view.foreign.unused_prefixes:
         raise Refusal(
             f"another program routes {network} on link; the kernel would confuse that route with the address's own"
         )
-    for each in view.addresses_in(link, network):
-        has_route = view.owns(each) or (link, network) in view.ipv6_connected_routes
+    for each in view.addresses.in_network(link, network):
+        has_route = view.addresses.owns(each) or (link, network) in view.foreign.ipv6_connected
         if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
     for subnet in view.networks.subnets.containing(link, network):
-        foreign = any(not view.owns(each) for each in view.addresses_in(link, subnet))
-        if subnet != network and foreign and not view.has_route_on_link(link, subnet):
+        foreign = any(not view.addresses.owns(each) for each in view.addresses.in_network(link, subnet))
+        if subnet != network and foreign and not view.foreign.is_on_link(link, subnet):
             raise Refusal(f"{network} lies in {subnet}, which is not on link: packets to it go through a router")
 
 
@@ -237,9 +236,9 @@ def check_edges(op: AddressAdd, view: View) -> None:
     for edge in ends[ip.version]:
         if use := view.gateways.protects(edge):
             raise Refusal(f"{edge}, an end of {network}, is {use}")
-        if view.has_peer(edge):
+        if view.addresses.has_peer(edge):
             raise Refusal(f"{edge}, an end of {network}, is the peer of an address of this host")
-        if holders := view.holders(edge):
+        if holders := view.addresses.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
         ranges = (each for each, _ in view.networks.local_ranges.around(single(edge)))
         if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
@@ -261,51 +260,56 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_prefix_route(op.link, network, view)
     if use := view.gateways.protects(ip):
         raise Refusal(f"{ip} is {use}")
-    if view.has_peer(ip):  # with the address, the kernel would remove an IPv6 route to the peer
+    if view.addresses.has_peer(ip):  # with the address, the kernel would remove an IPv6 route to the peer
         raise Refusal(f"{ip} is the peer of an address of this host")
-    holders = view.holders(ip)
-    if holders and not is_other_length(op, view):
+    holders = view.addresses.holders(ip)
+    if holders and not is_owned_with_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
     check_room(view)
     address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
-    if ip.version == 4 and any(True for _ in view.same_subnet(address)):
+    if ip.version == 4 and any(True for _ in view.addresses.same_subnet(address)):
         address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the primary
     view.add_address(address)
     return op.inverse()
 
 
-def is_other_length(op: AddressAdd, view: View) -> bool:
+def is_owned_with_other_length(op: AddressAdd, view: View) -> bool:
     """Return True if only this link has the address already, all owned, and only with other prefix lengths.
 
     The kernel stores an IPv4 address once for each prefix length. So its connected route can be added or removed while
     the host keeps the address.
     """
     ip, prefix = op.interface.ip, op.interface.network.prefixlen
-    there = view.entries(op.link, ip)
+    there = view.addresses.entries(op.link, ip)
     lengths = {each.prefix for each in there}
-    return ip.version == 4 and view.holders(ip) == [op.link] and prefix not in lengths and all(map(view.owns, there))
+    return (
+        ip.version == 4
+        and view.addresses.holders(ip) == [op.link]
+        and prefix not in lengths
+        and all(map(view.addresses.owns, there))
+    )
 
 
 def check_address_remove(op: AddressRemove, view: View) -> Undo:
     """Accept an owned address that no foreign object depends on."""
-    ip, network = op.interface.ip, op.interface.network
-    address = view.addresses.get((op.link, ip, network.prefixlen))
+    ip = op.interface.ip
+    address = view.addresses.get(op.link, op.interface)
     if address is None:
         raise Refusal(f"the link has no {op.interface}")
-    if not view.owns(address):
+    if not view.addresses.owns(address):
         raise Refusal(f"cloud-network did not add {op.interface}")
     secondary = secondary_of(address, view)
     if secondary is not None:
         raise Refusal(f"{secondary} may go with {ip}")
-    if dependent := foreign_dependents(address, view.counts, view.losable_routes):
+    if dependent := foreign_dependents(address, view.addresses.counts, view.losable_routes):
         raise Refusal(
             f"the route to {dependent.destination} in table {dependent.table} depends on {ip}; "
             "cloud-network did not add it"
         )
-    if ip.version == 4 and (op.link, 4) in view.static_neighbours and view.counts.is_last(address):
+    if ip.version == 4 and (op.link, 4) in view.static_neighbours and view.addresses.counts.is_last(address):
         raise Refusal(f"static neighbour entries depend on {ip}, the last IPv4 address of {view.name(op.link)}")
     view.remove_address(address)
     return op.inverse(connected_route=not address.flags & IFA_F_NOPREFIXROUTE)
@@ -315,7 +319,7 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
     """Return an IPv4 address that the kernel may remove with this one (unless promote_secondaries is set)."""
     if address.ip.version == 6 or address.flags & IFA_F_SECONDARY:
         return None
-    return next((each.ip for each in view.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
+    return next((each.ip for each in view.addresses.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
 
 
 def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
@@ -323,7 +327,7 @@ def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
     own = view.own_tables(op.link)
     if op.table not in (*own, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
-    if view.has_foreign_route(op.table, op.destination):
+    if view.foreign.has(op.table, op.destination):
         raise Refusal(f"cloud-network did not add the route to {op.destination} in table {op.table}")
     return view.own_routes.get((op.table, op.destination))
 
@@ -358,13 +362,13 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     check_claim(op.link, network, network, view)
     if limit := claims.range_limit(network, view.networks.subnets.overlapping(op.link, network)):
         raise Refusal(limit)
-    if is_single(network) and (holders := view.holders(network.network_address)):
+    if is_single(network) and (holders := view.addresses.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
-    if not is_single(network) and (other := next(view.subnets_elsewhere(op.link, network), None)) is not None:
+    if not is_single(network) and (other := next(view.foreign.subnets_elsewhere(op.link, network), None)) is not None:
         raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
     if is_single(network) and view.is_edge(network.network_address):
         raise Refusal(f"{network} is the network's or broadcast address of its subnet")
-    if (peer := view.peer_inside(network)) is not None:
+    if (peer := view.addresses.peer_inside(network)) is not None:
         raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
     taken = view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, None)
     if taken is not None:
@@ -395,7 +399,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
 def check_link_local(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal for an on-link route to a metadata server, or in 169.254.0.0/16, if main routes it elsewhere."""
     special = claims.METADATA if network.version == 6 else (*claims.LINK_LOCAL, *claims.METADATA)
-    if claims.within(network, special) and not view.is_on_link_in_main(link, network):
+    if claims.within(network, special) and not view.foreign.best_is_on_link(link, network):
         reason = "is link-local or a metadata server's, and main does not route it on"
         raise Refusal(f"{network} {reason} {view.name(link)}")
 
@@ -406,16 +410,16 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
     The subnet of an address of the link is accepted, because the link's table needs it, unless another program alone
     routes all of it. So is a gateway that another link of the cloud has, too.
     """
-    if claims.within(network, view.settings.allow_addresses):
+    if view.is_allowed(network):
         return
-    found: Iterable[claims.HostRoute] = view.host_routes(network)
+    found: Iterable[ForeignHop] = view.foreign.hops(network)
     if view.is_subnet_of_address(link, network):
-        if view.has_connected_route(link, network) or view.has_route_on_link(link, network):
+        if view.addresses.connect(link, network) or view.foreign.is_on_link(link, network):
             return
         found = [route for route in found if route.destination == network]
     elif is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
-    if rival := claims.rival(network, link, found, view.networks.subnets.containing(link, network)):
+    if rival := conflict(network, link, found, view.networks.subnets.containing(link, network)):
         raise _routed_elsewhere(network, network, rival, view)
 
 
@@ -423,7 +427,9 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not a router of the cloud on this link."""
     if not claims.is_link_local(single(gateway)) and not view.networks.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
-    if view.holders(gateway) or view.is_in_local_range(gateway):  # the kernel would put the destination on link
+    if view.addresses.holders(gateway) or view.is_in_local_range(
+        gateway
+    ):  # the kernel would put the destination on link
         raise Refusal(f"gateway {gateway} is this host's own")
     if not view.gateways.is_router(link, gateway):
         waiting = gateway.version == 6 and not view.gateways.has_heard_router(link)
@@ -437,20 +443,20 @@ def check_destination(op: RouteReplace, view: View) -> None:
     network = op.destination
     if claims.within(network, claims.UNROUTABLE):
         raise Refusal(f"{network} is loopback, multicast, broadcast or reserved")
-    if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
+    if not network.prefixlen or view.is_allowed(network):
         return
-    if view.main_discards(network.version) and not view.may_leave_tunnel(network):
+    if view.foreign.main_discards(network.version) and not view.foreign.may_leave_tunnel(network):
         raise Refusal(f"main's default route discards packets, also those to {network}", allow=allow_addresses(network))
-    halves = [route for route in view.halves if claims.overlap(network, route.destination)]
-    if halves and not view.may_leave_tunnel(network):
+    halves = [route for route in view.foreign.halves() if claims.overlap(network, route.destination)]
+    if halves and not view.foreign.may_leave_tunnel(network):
         reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
         raise Refusal(reason, allow=allow_addresses(network))
-    for route in view.host_routes(network):
+    for route in view.foreign.hops(network):
         if route.is_local:
             continue  # table local comes first: see check_rule_add
         same = (route.link, route.gateway) == (op.link, op.gateway)
-        of_cloud = same or route.by_cloud or route.is_expected or claims.is_wide_link_local(route.destination, network)
-        of_cloud = of_cloud or (claims.contains(network, route.destination) and view.has_subnet_of_child(route))
+        of_cloud = same or route.by_cloud or route.of_address or is_wide_link_local(route.destination, network)
+        of_cloud = of_cloud or (claims.contains(network, route.destination) and view.foreign.is_subnet_of_parent(route))
         if route.discards or not of_cloud:
             raise _routed_elsewhere(network, network, route, view)
 
@@ -482,14 +488,13 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
         if not is_justified(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
         if (other := other_user(op, link, view)) is not None:
-            raise Refusal(
-                f"{op.selector} is no address or range of {view.name(link)} alone: {view.name(other)} has some"
-            )
+            where = f"{view.name(link)} alone: {view.name(other)} has some"
+            raise Refusal(f"{op.selector} is no address or range of {where}")
         if claims.is_link_local(op.selector):
             raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
-    elif view.main_discards(op.selector.version):
+    elif view.foreign.main_discards(op.selector.version):
         move = "move that route to a table of its own, with a rule after those of cloud-network"
         raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
     if needs_main(op, view) and not view.rules.main_comes_before(op.selector.version, op.priority):
@@ -519,7 +524,7 @@ def needs_main(rule: RuleAdd | RuleRemove, view: View) -> bool:
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
     is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.local or is_single(rule.selector))
     of_others = is_range or has_arrived or view.is_virtual_address(rule.selector)
-    return bool(of_others) and view.is_divided(link, rule.selector)
+    return bool(of_others) and any(map(view.foreign.is_divided, view.networks.subnets.overlapping(link, rule.selector)))
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
@@ -571,11 +576,11 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     """
     network = rule.selector
     if rule.to:
-        held = any(each.is_local for each in view.entries(link, network.network_address))
+        held = any(each.is_local for each in view.addresses.entries(link, network.network_address))
         return is_single(network) and not rule.local and held
     in_range = view.networks.local_ranges.covers(link, network)
     if is_single(network):
-        holders = view.holders(network.network_address)
+        holders = view.addresses.holders(network.network_address)
         return link in holders or (is_used_inside(holders, network, link, view) if holders else in_range)
     if rule.local:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
@@ -591,12 +596,12 @@ def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     A range that another program routes through a tunnel is that of its clients.
     """
     network = rule.selector
-    if rule.to or (is_single(network) and view.holders(network.network_address)):
+    if rule.to or (is_single(network) and view.addresses.holders(network.network_address)):
         return None
     holders, ranges = view.networks.held.links(network) - {link}, view.networks.local_ranges.links(network) - {link}
     if not (is_single(network) or rule.local) and ranges and is_used_inside(ranges, network, link, view):
         ranges = set()
-    tunnels = set() if is_single(network) or rule.local else view.tunnels_to(link, network)
+    tunnels = set() if is_single(network) or rule.local else view.foreign.tunnels_to(link, network)
     return min(holders | ranges | tunnels, default=None)
 
 
@@ -606,10 +611,10 @@ def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: Vi
     These must be lo or virtual links except for tunnels. It must lie in a subnet of this link and of no other: a
     learned one, unless the address is private and only on lo or dummies.
     """
-    if any(view.is_cloud(user) or not view.may_have_cloud_addresses(user) for user in users):
+    if any(view.links.is_cloud(user) or not view.links.may_have_cloud_addresses(user) for user in users):
         return False
-    around = {other for subnet, other in view.networks.subnets.around(network) if view.is_cloud(other)}
-    for_itself = all(view.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
+    around = {other for subnet, other in view.networks.subnets.around(network) if view.links.is_cloud(other)}
+    for_itself = all(view.links.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
     return around == {link} and (for_itself or view.networks.learned.covers(link, network))
 
 

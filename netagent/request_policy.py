@@ -158,7 +158,7 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
         link = key.table - view.settings.route_table_base
         if (
             key.mask == mask
-            and view.is_managed(link)  # no request can set the mark of another link
+            and view.links.is_managed(link)  # no request can set the mark of another link
             and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks
         ):
             reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
@@ -198,7 +198,7 @@ def support_removed_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNe
     """
     match op, undo:
         case AddressRemove(), _:
-            stays = op.interface.version == 6 or view.has_addresses(op.link, 4)
+            stays = op.interface.version == 6 or view.addresses.has_family(op.link, 4)
             return op.link, op.interface.network if stays else EVERYTHING[4]
         case RouteRemove(), _:
             return op.link, op.destination

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from ipaddress import ip_interface
 
+from .addresses import uses_ifa_proto
 from .claims import is_single
 from .operations import (
     PROTOCOL,
@@ -32,7 +33,7 @@ from .operations import (
 from .policy import IPV6_MIN_MTU, Refusal, check_link
 from .removal import AddressCounts, foreign_dependents, is_derived, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, Address
-from .view import OwnRoute, View, uses_ifa_proto
+from .view import OwnRoute, View
 
 
 def as_addition(op: Operation | Undo) -> Undo:
@@ -76,7 +77,7 @@ class RollbackState:
         """`links`: the identities at the request; `removed`: owned routes that the rollback removes."""
         self._view, self._is_applied, self._removed = view, is_applied, removed
         self._losable_routes = view.losable_routes  # computed here: memory may not suffice
-        there = {index: link.identity for index, link in view.links.items()}
+        there = {link.index: link.identity for link in view.links.all()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
         addresses, routes = view.snapshot.addresses, view.snapshot.routes
         self._foreign = [route for route in routes if not route.is_owned]
@@ -180,7 +181,7 @@ class RollbackState:
         if link in self._replaced:
             return "another link has its number now"
         try:
-            if link in self._view.links:  # otherwise nothing is left to undo
+            if self._view.links.get(link) is not None:  # otherwise nothing is left to undo
                 check_link(link, self._view)
         except Refusal as refusal:
             return refusal.reason

@@ -158,7 +158,7 @@ class Server:
         """Return the change that the policy accepts. Raises Rejected. A rollback needs the memory of the view again."""
         view = self._view()
         undo = request_policy.check(ops, view)
-        return Change(tuple(ops), tuple(undo), tuple(view.lost_routes), tuple(view.links.values()))
+        return Change(tuple(ops), tuple(undo), tuple(view.lost_routes), tuple(view.links.all()))
 
     def _confirm(self, request: Confirm) -> Answer:
         if request.id != self._transaction.request:

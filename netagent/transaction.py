@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
+from .addresses import OwnedAddresses
 from .kernel import Kernel
 from .ledger import MAX_GATEWAYS, Entry, Ledger
 from .operations import (
@@ -36,7 +37,7 @@ from .protocol import MARKS_ADDRESSES, Remaining
 from .rollback import RollbackState, as_addition, parts, without_detours
 from .rtnetlink import Link
 from .rules import asks_main, rule_key
-from .view import Owned, View
+from .view import View
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 """The object was removed already (or its link), or added already."""
@@ -130,7 +131,7 @@ class Transaction:
         remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those from boot
         self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
 
-    def _owned(self, entry: Entry) -> Owned:
+    def _owned(self, entry: Entry) -> OwnedAddresses:
         """Return the addresses that are owned after the commit; none if the kernel marks them itself.
 
         An address that the request added and removed again is not owned: another program may add it later. If the
@@ -288,7 +289,7 @@ def _owned(view: View) -> list[Operation]:
         RouteRemove(table, route.link, destination, route.gateway)
         for (table, destination), route in view.own_routes.items()
     ]
-    addresses = [address for address in view.addresses.values() if view.owns(address)]
+    addresses = view.addresses.owned()
     found += [AddressRemove(address.link, address.interface) for address in reversed(addresses)]
     if view.settings.sets_marks and view.marks is not None:
         found.append(ForwardedReplies(()))

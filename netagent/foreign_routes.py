@@ -1,0 +1,264 @@
+"""The routes that netagent did not add: those of other programs, and those that the kernel derived. A part of `view`.
+
+They say which networks a link has learned and which gateways are the cloud's, and they may conflict with a claim.
+Requests do not change them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from . import claims, rtnetlink
+from .addresses import Addresses
+from .claims import IPNetwork, contains, is_single
+from .conflicts import ForeignHop, is_too_wide
+from .gateways import Gateways
+from .links import Links
+from .network_index import NetworkIndex
+from .networks import Networks
+from .operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
+from .removal import IP6_RT_PRIO_ADDRCONF
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, NextHop, Route
+
+_DISCARDS = (rtnetlink.RTN_BLACKHOLE, rtnetlink.RTN_UNREACHABLE, rtnetlink.RTN_PROHIBIT)
+_BY_LEASE = (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
+
+
+class ForeignRoutes:
+    """The foreign routes by destination, with the connected routes that links which are down will have."""
+
+    def __init__(self, links: Links, addresses: Addresses, networks: Networks, gateways: Gateways) -> None:
+        self._links, self._addresses, self._networks, self._gateways = links, addresses, networks, gateways
+        self._routes: NetworkIndex[Route] = NetworkIndex()
+        self._halves: list[tuple[Route, NextHop]] = []  # to halves of the address space: a VPN for everything
+        self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
+        self._hops: dict[IPNetwork, Sequence[ForeignHop]] = {}  # see hops
+        self._divided: dict[IPNetwork, bool] = {}  # see is_divided
+        self.ipv6_connected = set[tuple[int, IPNetwork]]()  # by link, with the kernel's protocol and metric
+        self.unused_prefixes = set[tuple[int, IPNetwork]]()  # of routers, by link; no address there keeps their route
+        self.static_networks = set[tuple[int, IPNetwork]]()  # on link in main by a route that no address needs
+
+    # Reading the routes. Addresses must be read before.
+
+    def add_when_up(self, address: Address) -> None:
+        """Add the connected routes that a foreign address gets in main when its link is set up."""
+        if not self._links.is_down(address.link):
+            return
+        for network in address.connected_networks:
+            hops, kind, protocol = (NextHop(address.link, None),), rtnetlink.RTN_UNICAST, rtnetlink.RTPROT_KERNEL
+            route = Route(TABLE_MAIN, network, hops, kind, protocol, 0, address.ip, expires=False)
+            self._routes.add(network, route)
+
+    def add(self, route: Route) -> None:
+        """Add a foreign route, and what it says about networks and gateways."""
+        self._routes.add(route.destination, route)
+        if route.table == TABLE_LOCAL:
+            if route.kind == rtnetlink.RTN_LOCAL and _is_by_hand(route):  # AnyIP: a range, or by a subnet on lo
+                self._networks.local_ranges.add(route.hops[0].link, route.destination)
+            return
+        if not route.destination.prefixlen:
+            self._add_default(route)
+            return
+        if route.destination.prefixlen == 1 and not _is_throw(route):
+            self._halves += [(route, hop) for hop in route.hops]
+        if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
+            self.ipv6_connected.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
+        for hop in route.hops:
+            if _is_on_link(route, hop):
+                self._add_on_link(route, hop)
+
+    def _add_default(self, route: Route) -> None:
+        in_main = route.table == TABLE_MAIN and not route.restricted
+        if in_main:
+            self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
+        for hop in route.hops:
+            if hop.gateway is not None and route.protocol != PROTOCOL:
+                self._gateways.add_default(hop.gateway, hop.link, route.destination.version, in_main=in_main)
+
+    def _add_on_link(self, route: Route, hop: NextHop) -> None:
+        """Add an on-link route in main. There may be thousands that do not belong to the cloud's links (of a CNI)."""
+        network = route.destination
+        if is_single(network) and hop.link in self._addresses.holders(network.network_address):
+            return  # of an IPv6 address: it is no subnet of the link
+        learned = self._is_learned(route, hop)
+        if learned:
+            self._networks.learn(hop.link, network)
+        if learned or self._links.is_cloud(hop.link):
+            self._networks.subnets.add(hop.link, network)
+            if not self._is_of_address(route, hop):
+                self.static_networks.add((hop.link, network))
+        if route.protocol == rtnetlink.RTPROT_KERNEL:
+            addresses = self._addresses.in_network(hop.link, network)
+            if all(each.flags & IFA_F_NOPREFIXROUTE for each in addresses):
+                self.unused_prefixes.add((hop.link, network))
+
+    def _is_learned(self, route: Route, hop: NextHop) -> bool:
+        """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`.
+
+        A neighbour can advertise a prefix of any length as on link.
+        """
+        network = route.destination
+        if network.version == 6 and network.prefixlen < claims.WIDEST_SUBNET[6]:
+            return False
+        if route.protocol in _BY_LEASE:
+            return True
+        if route.protocol != rtnetlink.RTPROT_KERNEL or network.version == 4 or is_single(network):
+            return False
+        return route.expires or not any(map(self._addresses.owns, self._addresses.in_network(hop.link, network)))
+
+    def _is_of_address(self, route: Route, hop: NextHop) -> bool:
+        """Return True for the connected route of an address, and for an IPv6 prefix of a router.
+
+        Other programs, too, use the protocol `kernel`, and a peer has such a route as well.
+        """
+        if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None:
+            return False
+        if route.destination.version == 6:
+            return not (is_single(route.destination) and self._addresses.has_peer(route.destination.network_address))
+        return bool(self._addresses.in_network(hop.link, route.destination))
+
+    # Conflicts with claims.
+
+    def hops(self, network: IPNetwork) -> Sequence[ForeignHop]:
+        """Return the next hops of the routes that overlap `network` and may conflict with a claim of it.
+
+        Of table local, these are the routes that another program made: ranges (AnyIP), mostly on lo, and anycast.
+        Left out are routes that the kernel derived from addresses of the cloud's links: they do not conflict. A network
+        may contain thousands of routes, and a request may name it thousands of times. The list is that of the first
+        time: an operation that is checked later does not change it.
+        """
+        if network not in self._hops:
+            self._hops[network] = list(self._find_hops(network))
+        return self._hops[network]
+
+    def _find_hops(self, network: IPNetwork) -> Iterator[ForeignHop]:
+        for _, route in self._routes.overlapping(network):
+            if _is_throw(route) or route.destination.prefixlen <= 1:
+                continue
+            if route.table != TABLE_LOCAL or _is_by_hand(route):
+                for each in (self._foreign_hop(route, hop) for hop in route.hops):
+                    if each.discards or not (each.by_cloud and each.of_address):
+                        yield each
+
+    def _foreign_hop(self, route: Route, hop: NextHop) -> ForeignHop:
+        """Return one next hop of a foreign route. A tunnel (encap) is not the cloud's, even on a link of the cloud."""
+        link, gateway = hop.link, None if hop.encapsulates else hop.gateway
+        on_cloud = self._links.is_cloud(link) and not hop.encapsulates
+        by_lease = route.protocol in _BY_LEASE
+        by_gateway = gateway is None or by_lease or self._gateways.is_router_of_main(link, gateway)
+        if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
+            by_gateway = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
+        to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
+        of_address = self._is_of_address(route, hop)
+        parent = self._links.parent(link) if of_address and not hop.encapsulates else 0
+        return ForeignHop(
+            destination=route.destination,
+            link=link,
+            gateway=gateway,
+            discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),
+            by_cloud=on_cloud and by_gateway and (route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST),
+            of_address=on_cloud and (to_gateway or of_address),
+            parent=parent,
+            is_learned_by_parent=self._networks.learned.has(parent, route.destination),
+            is_local=route.table == TABLE_LOCAL,
+        )
+
+    def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
+        """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""
+        addresses = self._addresses.in_network(hop.link, route.destination)
+        leased = any(not each.flags & IFA_F_PERMANENT for each in addresses)
+        return route.expires or leased or route.destination in self._networks.learned_by_cloud
+
+    def is_subnet_of_parent(self, hop: ForeignHop) -> bool:
+        """Return True for the connected route of a macvlan or ipvlan, if its interface has the same subnet."""
+        networks = (self._networks.subnets, self._networks.own_on_link)
+        return hop.parent > 0 and any(each.has(hop.parent, hop.destination) for each in networks)
+
+    def halves(self) -> Iterator[ForeignHop]:
+        """Yield the next hops of routes to halves of the address space that do not go through the cloud."""
+        found = (self._foreign_hop(route, hop) for route, hop in self._halves)
+        return (each for each in found if each.discards or not each.by_cloud)
+
+    def main_discards(self, version: int) -> bool:
+        """Return True if main's default route of this family is of type unreachable, blackhole or prohibit.
+
+        A suppressor has no effect on it: the kernel suppresses only routes that a lookup has found.
+        """
+        defaults = self._main_defaults[version]
+        first = min((metric for metric, _ in defaults), default=0)
+        return (first, True) in defaults
+
+    def may_leave_tunnel(self, network: IPNetwork) -> bool:
+        """Return True if a link's table may route the network through its gateway, although a VPN carries all traffic.
+
+        These are private networks, metadata servers and subnets of the cloud's links.
+        """
+        near = any(self._links.is_cloud(link) for _, link in self._networks.subnets.around(network))
+        return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
+
+    def is_divided(self, subnet: IPNetwork) -> bool:
+        """Return True if another program routes all or a part of a subnet elsewhere."""
+        if subnet not in self._divided:
+            inside = (each for each in self.hops(subnet) if each.destination.prefixlen >= subnet.prefixlen)
+            self._divided[subnet] = any(not each.by_cloud for each in inside if not each.is_local)
+        return self._divided[subnet]
+
+    def tunnels_to(self, link: int, network: IPNetwork) -> set[int]:
+        """Return the tunnels through which other programs route all of `network`, as specifically as `link` has it."""
+        own = list(self._networks.learned.containing(link, network))
+        around = (each for each in self.hops(network) if contains(each.destination, network))
+        others = (each for each in around if not (each.by_cloud or each.discards))
+        links = {each.link for each in others if not is_too_wide(each.destination, own)} - self._links.cloud
+        return {each for each in links if not self._links.may_have_cloud_addresses(each)}
+
+    # Single routes.
+
+    def has(self, table: int, destination: IPNetwork) -> bool:
+        """Return True if a table has a foreign route to exactly this destination."""
+        return any(route.table == table for route in self._routes.exactly(destination))
+
+    def links_in_main(self, network: IPNetwork) -> set[int]:
+        """Return the links of main's foreign routes to exactly this network, also through gateways."""
+        return {hop.link for route in self._in_main(network) for hop in route.hops}
+
+    def is_on_link(self, link: int, network: IPNetwork) -> bool:
+        """Return True if main has a foreign route to exactly this network on the link, without a gateway."""
+        return any(hop.link == link and hop.gateway is None for route in self._in_main(network) for hop in route.hops)
+
+    def _in_main(self, network: IPNetwork) -> Iterable[Route]:
+        return (route for route in self._routes.exactly(network) if route.table == TABLE_MAIN)
+
+    def best_is_on_link(self, link: int, network: IPNetwork) -> bool:
+        """Return True if the best route in main that contains `network` is on this link, without a gateway."""
+        around = (route for _, route in self._routes.containing(network))
+        routes = [route for route in around if route.table == TABLE_MAIN and not route.restricted]
+        best = max(routes, key=lambda route: (route.destination.prefixlen, -route.metric), default=None)
+        return best is not None and all(hop.link == link and _is_on_link(best, hop) for hop in best.hops)
+
+    def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
+        """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
+        yield from (other for _, other in self._networks.subnets.elsewhere(link, network))
+        own = list(self._networks.learned.containing(link, network))
+        for _, route in self._routes.overlapping(network):
+            if not is_too_wide(route.destination, own):
+                yield from (hop.link for hop in route.hops if hop.link != link and _is_on_link(route, hop))
+
+
+def _is_on_link(route: Route, hop: NextHop) -> bool:
+    """Return True for a next hop in main that puts the destination on a link."""
+    direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
+    return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST
+
+
+def _is_by_hand(route: Route) -> bool:
+    """Return True for a route in table local that the kernel did not derive from an address."""
+    return route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
+
+
+def _is_throw(route: Route) -> bool:
+    """Return True for a route with which the kernel goes on to the next rule (VPNs leave out local subnets so).
+
+    In main, there is usually no further rule, and the kernel discards the packets.
+    """
+    return route.kind == rtnetlink.RTN_THROW and route.table != TABLE_MAIN
