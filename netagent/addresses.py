@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from . import claims
 from .claims import IPAddress, IPNetwork, contains, single
 from .operations import PROTOCOL, IPInterface
-from .removal import AddressCounts
 from .rtnetlink import IFA_F_NOPREFIXROUTE, Address
+from .side_effects import AddressCounts
 
 OwnedAddresses = frozenset[tuple[int, IPAddress]]
 """Link and address of each owned address, from the ledger."""

@@ -120,16 +120,16 @@ def wait(files: Sequence[int], end: float) -> list[int]:
 class Connection:
     """A client that is being served."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, ends: int) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, pidfd: int) -> None:
         self._socket, self.peer = sock, peer
-        self._ends = ends  # pidfd of the peer: readable when its process has ended
+        self._peer_pidfd = pidfd  # readable when the peer's process has ended
         self.expires = monotonic() + LIFETIME_SECONDS
         sock.settimeout(ANSWER_SECONDS)
 
     def close(self) -> None:
         """Close the connection."""
         close(self._socket)
-        os.close(self._ends)
+        os.close(self._peer_pidfd)
 
     def readable(self, end: float) -> bool:
         """Wait for data; return False at `end`. Raises HungUp when the peer's process has ended.
@@ -139,8 +139,8 @@ class Connection:
         """
         if monotonic() >= self.expires:
             return False
-        ready = wait([self._socket.fileno(), self._ends], min(end, self.expires))
-        if self._ends in ready:
+        ready = wait([self._socket.fileno(), self._peer_pidfd], min(end, self.expires))
+        if self._peer_pidfd in ready:
             raise HungUp
         return bool(ready)
 
@@ -170,7 +170,7 @@ class Connection:
 
 
 @dataclass(slots=True)
-class Waiting:
+class WaitingRoot:
     """A connection of uid 0 that has not sent credentials yet."""
 
     sock: socket.socket
@@ -183,7 +183,7 @@ class Listener:
 
     def __init__(self, sock: socket.socket, fetcher_uid: int, refuse: Callable[[Peer, str], None]) -> None:
         self._socket, self._fetcher_uid, self._refuse = sock, fetcher_uid, refuse
-        self._waiting: list[Waiting] = []
+        self._waiting: list[WaitingRoot] = []
         sock.setblocking(False)
 
     def next(self, idle_end: float) -> Connection | None:
@@ -218,7 +218,7 @@ class Listener:
         if len(self._waiting) >= MAX_WAITING:
             oldest = self._waiting.pop(0)
             self._reject(oldest.sock, oldest.peer, "too many connections of uid 0 without credentials")
-        self._waiting.append(Waiting(sock, peer, monotonic() + ROOT_SECONDS))
+        self._waiting.append(WaitingRoot(sock, peer, monotonic() + ROOT_SECONDS))
         return None
 
     def _authenticated(self, ready: Sequence[int]) -> Connection | None:

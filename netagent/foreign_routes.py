@@ -18,8 +18,8 @@ from .links import Links
 from .network_index import NetworkIndex
 from .networks import Networks
 from .operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
-from .removal import IP6_RT_PRIO_ADDRCONF
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, NextHop, Route
+from .side_effects import IP6_RT_PRIO_ADDRCONF
 
 _DISCARDS = (rtnetlink.RTN_BLACKHOLE, rtnetlink.RTN_UNREACHABLE, rtnetlink.RTN_PROHIBIT)
 _BY_LEASE = (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
@@ -146,7 +146,7 @@ class ForeignRoutes:
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self._links.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in _BY_LEASE
-        by_gateway = gateway is None or by_lease or self._gateways.is_router_of_main(link, gateway)
+        by_gateway = gateway is None or by_lease or self._gateways.is_gateway_in_main(link, gateway)
         if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
             by_gateway = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it

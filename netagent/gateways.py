@@ -60,20 +60,20 @@ class Gateways:
 
     # Which gateways a link's routes may use.
 
-    def is_router(self, link: int, gateway: IPAddress) -> bool:
+    def is_gateway(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self._default[link] or self.is_router_of_main(link, gateway):  # 1; 2, 3 and 5
+        if gateway in self._default[link] or self.is_gateway_in_main(link, gateway):  # 1; 2, 3 and 5
             return True
         if not is_link_local(single(gateway)):
             return False
         # 4. An own gateway stays one after its advertisement has expired.
         return (link, gateway) in self._routers or self._own[link][gateway] > 0
 
-    def is_router_of_main(self, link: int, gateway: IPAddress) -> bool:
-        """Return True if routes in main through this gateway are the cloud's, and do not conflict with its subnets.
+    def is_gateway_in_main(self, link: int, gateway: IPAddress) -> bool:
+        """Return True for the cases 1 (of main only), 2, 3 and 5: other programs' routes through it are the cloud's.
 
-        Every host that forwards has the flag of a router, also a node of a CNI, and another table may send some sources
-        through an appliance. So neither is enough.
+        Case 4 and default routes of other tables are not enough for that: every host that forwards has the flag of a
+        router, also a node of a CNI, and another table may send some sources through an appliance.
         """
         if gateway in self._main[link] or claims.within(single(gateway), self._allowed):
             return True
@@ -98,9 +98,9 @@ class Gateways:
             for subnet in claims.conventional_subnets(gateway)
         )
 
-    def has_heard_router(self, link: int) -> bool:
-        """Return True if an IPv6 router has advertised itself on the link."""
-        return (link, 6) in self._default_families or self._networks.has_advertised_network(link)
+    def has_ipv6_router(self, link: int) -> bool:
+        """Return True if the link has an IPv6 default route or has learned an IPv6 network. A router may still come."""
+        return (link, 6) in self._default_families or self._networks.has_ipv6_network(link)
 
     # Which addresses no link may claim.
 
@@ -111,11 +111,11 @@ class Gateways:
         if ip in self._users or ip in self._former:
             return "a gateway's address"
         for subnet, link in self._networks.subnets.around(single(ip)):
-            if self._networks.learned.has(link, subnet) and ip == self._to_be(link, subnet):
+            if self._networks.learned.has(link, subnet) and ip == self._expected_gateway(link, subnet):
                 return f"the gateway of {subnet} by convention"
         return None
 
-    def _to_be(self, link: int, subnet: IPNetwork) -> IPAddress | None:
+    def _expected_gateway(self, link: int, subnet: IPNetwork) -> IPAddress | None:
         """Return the first host of a subnet that the link has learned, if the subnet's gateway is not known.
 
         The default route of a link gives it: with IPv4 for the subnet that contains the gateway, with IPv6 for all.
@@ -130,7 +130,7 @@ class Gateways:
             if contains(network, single(ip)) and (link is None or link not in self._users.get(ip, ())):
                 return ip
         others = self._networks.learned.elsewhere(link or 0, network)  # there is no link 0
-        gateways = (self._to_be(other, subnet) for subnet, other in others)
+        gateways = (self._expected_gateway(other, subnet) for subnet, other in others)
         return next((ip for ip in gateways if ip is not None and contains(network, single(ip))), None)
 
     def resolver_inside(self, network: IPNetwork) -> IPAddress | None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from . import rtnetlink
 from .netfilter import Netfilter
-from .operations import AddressAdd, AddressRemove, ForwardedReplies, IPAddress, LinkMark, Undo
+from .operations import AddressAdd, AddressRemove, Change, ForwardedReplies, IPAddress, LinkMark
 from .rtnetlink import (
     DUMP_ATTEMPTS,
     MAX_DATAGRAM,
@@ -32,6 +32,7 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV6_ROUTE}
 """Multicast group of the routes of each family."""
 
@@ -79,10 +80,10 @@ class Kernel:
             found += [rtnetlink.decode_route(body) for body in self._route_bodies(header, group)]
         if all(route.hops[0].link or not route.nexthop for route in found):
             return found
-        objects = self.nexthops()
+        objects = self.hops_by_nexthop_id()
         return [replace(each, hops=objects.get(each.nexthop, each.hops)) for each in found]
 
-    def nexthop_hops(self) -> list[NextHop]:
+    def hops_of_nexthop_objects(self) -> list[NextHop]:
         """Return the next hop of every nexthop object, also of those that no route uses.
 
         The kernel removes a nexthop object when its link is set down.
@@ -98,7 +99,7 @@ class Kernel:
                 return []
             raise
 
-    def nexthops(self) -> dict[int, tuple[NextHop, ...]]:
+    def hops_by_nexthop_id(self) -> dict[int, tuple[NextHop, ...]]:
         """Return the next hops of each nexthop object, by its id."""
         objects = self._nexthop_objects()
         single = {each.id: (each.hop,) for each in objects if not each.members}
@@ -111,7 +112,7 @@ class Kernel:
     def rules(self) -> list[Rule]:
         """Return the rules of IPv4 and IPv6."""
         found = []
-        for family in ROUTE_GROUPS:
+        for family in FAMILIES:
             header = rtnetlink.FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             found += self._dump(rtnetlink.RTM_GETRULE, header, rtnetlink.decode_rule)
         return [rule for rule in found if rule is not None]
@@ -125,7 +126,7 @@ class Kernel:
     def static_neighbours(self) -> frozenset[tuple[int, int]]:
         """Return the links and IP versions that have neighbour entries of another program, also proxy entries."""
         found = []
-        for family in ROUTE_GROUPS:
+        for family in FAMILIES:
             for flags in (0, rtnetlink.NTF_PROXY):
                 header = rtnetlink.NDMSG.pack(family, 0, 0, flags, 0)
                 found += self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_static_neighbour)
@@ -224,7 +225,7 @@ class Kernel:
             raise DumpError(f"a netlink datagram of more than {MAX_DATAGRAM} bytes")
         return datagram
 
-    def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
+    def change(self, ops: Sequence[Change], *, stop: bool = True) -> list[int | None]:
         """Carry out `ops` in order. Returns an errno for each operation that was sent: 0: done, None: not known.
 
         With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
@@ -239,7 +240,7 @@ class Kernel:
                 return results[:end]
         return results
 
-    def _change_batch(self, part: Sequence[Undo], start: int, results: list[int | None]) -> None:
+    def _change_batch(self, part: Sequence[Change], start: int, results: list[int | None]) -> None:
         """Send one batch and put the errnos into `results`."""
         if isinstance(part[0], ForwardedReplies):
             netfilter = self.netfilter
@@ -261,7 +262,7 @@ class Kernel:
                     results[start + each.sequence - first] = each.errno
 
 
-def _batches(ops: Sequence[Undo]) -> Iterator[tuple[int, Sequence[Undo]]]:
+def _batches(ops: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
     """Yield parts of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink.
 
     The kernel carries out a whole part, even if an operation fails. With an address that was not added, the removal of

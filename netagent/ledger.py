@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 
 from .addresses import OwnedAddresses
-from .operations import IPAddress, Malformed, Undo, undo_from_wire
+from .operations import Change, IPAddress, Malformed, undo_from_wire
 
 MAX_GATEWAYS = 256
 """Number of former gateways in the ledger. Gateways of present routes are protected without it."""
@@ -28,7 +28,7 @@ class Entry:
     """The content of the ledger."""
 
     request: str | None = None  # id of the open transaction
-    undo: tuple[Undo, ...] = ()  # in the order to carry them out
+    undo: tuple[Change, ...] = ()  # in the order to carry them out
     owned: OwnedAddresses = frozenset()
     gateways: tuple[IPAddress, ...] = ()  # of owned routes since boot, the earliest first
     table: bool = False  # True if the nftables table `cloud_network` was made since boot and may exist

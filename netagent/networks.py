@@ -25,7 +25,7 @@ class Networks:
         self.learned_by_cloud = set[IPNetwork]()  # of interfaces of the cloud that Exclude= does not name
         self._cloud, self._excluded = cloud, excluded
         self._families = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see learn
-        self._advertised = set[int]()  # links with an IPv6 network from a router
+        self._has_ipv6 = set[int]()  # links that have learned an IPv6 network
 
     def learn(self, link: int, network: IPNetwork) -> None:
         """Count a network of the link from DHCP, a router or an operator. A neighbour can advertise thousands."""
@@ -35,7 +35,7 @@ class Networks:
         if is_link_local(network):
             return
         if network.version == 6:
-            self._advertised.add(link)
+            self._has_ipv6.add(link)
         if not is_single(network):
             self._families.add((link, network.version))
 
@@ -43,9 +43,9 @@ class Networks:
         """Return True if the link has learned a subnet of this family, except for link-local networks."""
         return (link, version) in self._families
 
-    def has_advertised_network(self, link: int) -> bool:
+    def has_ipv6_network(self, link: int) -> bool:
         """Return True if the link has learned an IPv6 network, except for link-local ones."""
-        return link in self._advertised
+        return link in self._has_ipv6
 
     def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield the on-link networks that overlap `network`: by the link's addresses, main and the link's tables."""

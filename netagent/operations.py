@@ -391,8 +391,8 @@ Operation = (
     LinkUp | LinkMtu | AddressAdd | AddressRemove | RouteReplace | RouteRemove | RuleAdd | RuleRemove | ForwardedReplies
 )
 """Operations that a client may request."""
-Undo = Operation | LinkDown
-"""The operations that undo an operation."""
+Change = Operation | LinkDown
+"""Operations that netagent carries out: those of clients, and those that only undo one."""
 
 DECODERS: Mapping[str, Callable[[Fields], Operation]] = {
     LinkUp.NAME: LinkUp.from_wire,
@@ -420,7 +420,7 @@ def _earlier_mtu(fields: Fields) -> LinkMtu:
     return LinkMtu(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_INDEX))
 
 
-UNDO_DECODERS: Mapping[str, Callable[[Fields], Undo]] = {
+UNDO_DECODERS: Mapping[str, Callable[[Fields], Change]] = {
     **DECODERS,
     LinkDown.NAME: LinkDown.from_wire,
     LinkMtu.NAME: _earlier_mtu,
@@ -432,7 +432,7 @@ _OLDER_LEDGERS: Mapping[str, Mapping[str, object]] = {
 """Keys that ledgers of earlier wire versions lack: `local` came with version 2, marks with version 4."""
 
 
-def undo_from_wire(value: object) -> Undo:
+def undo_from_wire(value: object) -> Change:
     """Decode one operation of the ledger. Raises Malformed."""
     if isinstance(value, dict) and value.get("op") in _OLDER_LEDGERS:
         value = {**_OLDER_LEDGERS[value["op"]], **value}

@@ -1,4 +1,4 @@
-"""The policy: one check function per operation, against the view of the kernel. docs/policy.md has it as a table.
+"""The policy: one check function per operation, against the view of the kernel. docs/policy.md describes it.
 
 A check uses only the view and the settings, and trusts no statement of a client about the host. Each operation may
 depend on those before it. A check returns the inverse of the operation, or raises Refusal; it changes no kernel state.
@@ -21,6 +21,7 @@ from .operations import (
     TABLE_MAIN,
     AddressAdd,
     AddressRemove,
+    Change,
     ForwardedReplies,
     IPAddress,
     IPInterface,
@@ -33,12 +34,11 @@ from .operations import (
     RouteReplace,
     RuleAdd,
     RuleRemove,
-    Undo,
 )
-from .protocol import Code, Refused
-from .removal import foreign_dependents
+from .protocol import Code, Refused, Remaining
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
 from .rules import rule_key
+from .side_effects import foreign_dependents
 from .view import OwnRoute, View
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
@@ -47,7 +47,7 @@ MAX_RULES = 8192
 
 MAIN_RULE = "lookup main suppress_prefixlength 0"
 
-Check = Callable[[Any, View], Undo]
+CheckFunction = Callable[[Any, View], Change]
 
 
 class Refusal(Exception):
@@ -81,7 +81,7 @@ def check_link(link: int, view: View, *, removes: bool = False) -> None:
         )
 
 
-def check_link_up(op: LinkUp, view: View) -> Undo:
+def check_link_up(op: LinkUp, view: View) -> Change:
     """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
     if not view.links.is_down(op.link):
         raise Refusal("the link is already up")
@@ -92,7 +92,7 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
             if not claims.is_link_local(network):
                 check_nesting(op.link, network, view)
             if not view.networks.learned.has(op.link, network):  # otherwise, another program's address needs the route
-                check_connected(op.link, network, view)
+                check_connected_route(op.link, network, view)
     for network in view.addresses.local_when_up(op.link):
         if not view.is_allowed(network):
             check_rivals(op.link, network, network, (), view)
@@ -100,7 +100,7 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
     return op.inverse()
 
 
-def check_link_mtu(op: LinkMtu, view: View) -> Undo:
+def check_link_mtu(op: LinkMtu, view: View) -> Change:
     """Accept an MTU with which IPv6 stays enabled on the link."""
     if op.mtu < IPV6_MIN_MTU:
         raise Refusal(f"an MTU below {IPV6_MIN_MTU} takes IPv6 off the link (RFC 8200, section 5)")
@@ -123,7 +123,7 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
         return
     learned = list(view.networks.learned.containing(link, network))
     if not claims.within(network, claims.PRIVATE) and not learned:
-        if network.version == 6 and not view.gateways.has_heard_router(link):
+        if network.version == 6 and not view.gateways.has_ipv6_router(link):
             reason = f"{shown} is not private, and {view.name(link)} has received no IPv6 router advertisement yet"
             raise Refusal(reason, allow=allow_addresses(network), code=Code.WAITING)
         reason = f"{shown} is neither private nor of a network that {view.name(link)} learned"
@@ -174,7 +174,7 @@ def check_width(link: int, network: IPNetwork, view: View) -> None:
         raise Refusal(reason, allow=allow_addresses(network))
 
 
-def check_connected(link: int, network: IPNetwork, view: View) -> None:
+def check_connected_route(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if the new connected route could divert a protected address or another link's subnet.
 
     Of two routes with the same metric the kernel uses the older one; which of them is older can change.
@@ -245,7 +245,7 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
 
-def check_address_add(op: AddressAdd, view: View) -> Undo:
+def check_address_add(op: AddressAdd, view: View) -> Change:
     """Accept an address of the cloud that no link, gateway, resolver or other program has."""
     ip, network = op.interface.ip, op.interface.network
     check_claim(op.link, network, op.interface, view)
@@ -256,7 +256,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
             raise Refusal(f"{op.interface} without its connected route must be a /{network.max_prefixlen}")
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
-        check_connected(op.link, network, view)
+        check_connected_route(op.link, network, view)
         check_prefix_route(op.link, network, view)
     if use := view.gateways.protects(ip):
         raise Refusal(f"{ip} is {use}")
@@ -293,7 +293,7 @@ def is_owned_with_other_length(op: AddressAdd, view: View) -> bool:
     )
 
 
-def check_address_remove(op: AddressRemove, view: View) -> Undo:
+def check_address_remove(op: AddressRemove, view: View) -> Change:
     """Accept an owned address that no foreign object depends on."""
     ip = op.interface.ip
     address = view.addresses.get(op.link, op.interface)
@@ -332,7 +332,7 @@ def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
     return view.own_routes.get((op.table, op.destination))
 
 
-def check_route_replace(op: RouteReplace, view: View) -> Undo:
+def check_route_replace(op: RouteReplace, view: View) -> Change:
     """Accept a route in the link's tables, on link or through a gateway of the cloud, and a range in table local."""
     existing = existing_route(op, view)
     if existing is not None and existing.changed:
@@ -377,21 +377,27 @@ def check_local_range(op: RouteReplace, view: View) -> None:
 
 def check_on_link(op: RouteReplace, view: View) -> None:
     """Raise Refusal for an on-link route to addresses that are not on the link."""
-    network = op.destination
-    is_gateway = is_single(network) and view.gateways.is_router(op.link, network.network_address)
+    link, network = op.link, op.destination
+    is_gateway = is_single(network) and view.gateways.is_gateway(link, network.network_address)
     if not is_gateway:
-        check_link_local(op.link, network, view)
-    if is_gateway or view.networks.subnets.covers(op.link, network) or view.is_subnet_of_address(op.link, network):
-        check_diversion(op.link, network, is_gateway, view)
+        check_link_local(link, network, view)
+    is_subnet = view.networks.subnets.covers(link, network) or view.is_subnet_of_address(link, network)
+    if is_gateway or is_subnet:
+        check_diversion(link, network, is_gateway, view)
         if not is_single(network):
-            check_nesting(op.link, network, view)
-        return
-    check_claim(op.link, network, network, view)
-    check_nesting(op.link, network, view)
-    check_width(op.link, network, view)
-    if any(True for _ in view.networks.held.overlapping(op.link, network)):
-        return
-    taken = view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, op.link)
+            check_nesting(link, network, view)
+    else:
+        check_claimed_subnet(link, network, view)
+
+
+def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal for an on-link route to a network that is not yet one of the link."""
+    check_claim(link, network, network, view)
+    check_nesting(link, network, view)
+    check_width(link, network, view)
+    if any(True for _ in view.networks.held.overlapping(link, network)):
+        return  # the subnet of an address of the link, which may also be that of a resolver (AWS)
+    taken = view.held_elsewhere(link, network) or view.gateways.protected_inside(network, link)
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 
@@ -431,8 +437,8 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
         gateway
     ):  # the kernel would put the destination on link
         raise Refusal(f"gateway {gateway} is this host's own")
-    if not view.gateways.is_router(link, gateway):
-        waiting = gateway.version == 6 and not view.gateways.has_heard_router(link)
+    if not view.gateways.is_gateway(link, gateway):
+        waiting = gateway.version == 6 and not view.gateways.has_ipv6_router(link)
         reason = f"{gateway} is not known as a gateway on {view.name(link)}"
         code = Code.WAITING if waiting else Code.REFUSED
         raise Refusal(reason, allow=f'[Netagent] AllowGateways="{gateway}"', code=code)
@@ -461,7 +467,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
             raise _routed_elsewhere(network, network, route, view)
 
 
-def check_route_remove(op: RouteRemove, view: View) -> Undo:
+def check_route_remove(op: RouteRemove, view: View) -> Change:
     """Accept an owned route through this link."""
     existing = view.own_routes.get((op.table, op.destination))
     if existing is None or (existing.link, existing.gateway) != (op.link, op.gateway):
@@ -472,7 +478,7 @@ def check_route_remove(op: RouteRemove, view: View) -> Undo:
     return op.inverse()
 
 
-def check_rule_add(op: RuleAdd, view: View) -> Undo:
+def check_rule_add(op: RuleAdd, view: View) -> Change:
     """Accept a rule that looks up a link's table for addresses or the mark of that link, and the rule for main."""
     low = view.settings.rule_priority
     if not low <= op.priority < low + BAND:
@@ -548,7 +554,7 @@ def check_other_use(mark: int, view: View) -> None:
         raise Refusal(f"{reason} {other.mark:#x}/{other.mask:#x}", allow=allow)
 
 
-def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
+def check_forwarded_replies(op: ForwardedReplies, view: View) -> Change:
     """Accept marks of links of the cloud, each inside MarkMask= and each once."""
     if not view.settings.sets_marks:
         raise Refusal("ForwardedReplies= is off", allow='[Network] ForwardedReplies="mark"')
@@ -618,9 +624,9 @@ def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: Vi
     return around == {link} and (for_itself or view.networks.learned.covers(link, network))
 
 
-def check_rule_remove(op: RuleRemove, view: View) -> Undo:
+def check_rule_remove(op: RuleRemove, view: View) -> Change:
     """Accept an owned rule."""
-    if view.rules.own.get(rule_key(op)) != (op.suppress, op.local):
+    if view.rules.own.get(rule_key(op)) != op:
         raise Refusal("cloud-network has no such rule")
     check_once(op, view)
     view.rules.remove(op)
@@ -640,7 +646,7 @@ def check_room(view: View) -> None:
         raise Refusal(f"cloud-network has {limit} addresses, routes and rules already", allow="[Netagent] MaxObjects=")
 
 
-CHECKS: Mapping[type[Operation], Check] = {
+CHECKS: Mapping[type[Operation], CheckFunction] = {
     LinkUp: check_link_up,
     LinkMtu: check_link_mtu,
     AddressAdd: check_address_add,
@@ -653,7 +659,7 @@ CHECKS: Mapping[type[Operation], Check] = {
 }
 
 
-def check_one(op: Operation, view: View) -> Undo:
+def check_operation(op: Operation, view: View) -> Change:
     """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
     if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
         check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
@@ -663,3 +669,18 @@ def check_one(op: Operation, view: View) -> Undo:
 def check_flush(op: Operation, view: View) -> None:
     """Accept the removal of an owned object by a flush, also from a link that is no longer the cloud's."""
     CHECKS[type(op)](op, view)
+
+
+def split_by_policy(
+    ops: Iterable[Operation], check: Callable[[Operation, View], object], view: View
+) -> tuple[list[Operation], list[Remaining]]:
+    """Return the operations that `check` accepts, and the refused ones with the reasons."""
+    accepted, refused = list[Operation](), list[Remaining]()
+    for op in ops:
+        try:
+            check(op, view)
+        except Refusal as refusal:
+            refused.append(Remaining(op, refusal.reason))
+        else:
+            accepted.append(op)
+    return accepted, refused

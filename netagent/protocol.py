@@ -21,11 +21,11 @@ from .operations import PROTOCOL as PROTOCOL
 from .operations import TABLE_LOCAL as TABLE_LOCAL
 from .operations import TABLE_MAIN as TABLE_MAIN
 from .operations import (
+    Change,
     Fields,
     IPAddress,
     LinkMark,
     Operation,
-    Undo,
     marks_from_wire,
     marks_to_wire,
     operation_from_wire,
@@ -260,7 +260,7 @@ class CheckAnswer:
 class Remaining:
     """An operation that a rollback or flush could not carry out."""
 
-    op: Undo
+    op: Change
     reason: str
     errno: int | None = None
 

@@ -17,6 +17,7 @@ from .operations import (
     EVERYTHING,
     AddressAdd,
     AddressRemove,
+    Change,
     ForwardedReplies,
     IPNetwork,
     LinkMark,
@@ -25,11 +26,10 @@ from .operations import (
     RouteReplace,
     RuleAdd,
     RuleRemove,
-    Undo,
 )
-from .policy import Refusal, check_one, is_justified, needs_main
+from .policy import Refusal, check_operation, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
-from .rules import asks_main
+from .rules import is_main_rule
 from .view import View
 
 MAX_ROUNDS = 8
@@ -42,8 +42,8 @@ class Accepted:
 
     position: int
     op: Operation
-    undo: Undo
-    removed_support: tuple[int, IPNetwork] | None  # see support_removed_by
+    undo: Change
+    removed_justification: tuple[int, IPNetwork] | None  # see justification_removed_by
 
 
 class Rejected(Exception):
@@ -54,7 +54,7 @@ class Rejected(Exception):
         self.refused = refused
 
 
-def check(ops: Sequence[Operation], view: View) -> list[Undo]:
+def check(ops: Sequence[Operation], view: View) -> list[Change]:
     """Return the operation that undoes each of `ops`. Raises Rejected for the first that is refused."""
     accepted = []
     for position, op in enumerate(ops):
@@ -103,15 +103,15 @@ def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) 
 
 def accept(position: int, op: Operation, view: View) -> Accepted:
     """Return the operation as accepted, and count it in the view. Raises Refusal."""
-    undo = check_one(op, view)
-    return Accepted(position, op, undo, support_removed_by(op, undo, view))
+    undo = check_operation(op, view)
+    return Accepted(position, op, undo, justification_removed_by(op, undo, view))
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
     if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
         same_family = earlier.selector.version == op.selector.version
-        return same_family and asks_main(earlier) and needs_main(op, view)
+        return same_family and is_main_rule(earlier) and needs_main(op, view)
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):
@@ -137,7 +137,7 @@ def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refuse
     """Yield a refusal of each removal of a rule for main that another rule needs before it."""
     removed = dict[int, int]()  # by IP version, the position
     for each in accepted:
-        if isinstance(each.op, RuleRemove) and asks_main(each.op):
+        if isinstance(each.op, RuleRemove) and is_main_rule(each.op):
             removed.setdefault(each.op.selector.version, each.position)
     for rule in view.rules.removals() if removed else ():
         version = rule.selector.version
@@ -174,8 +174,8 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
     """
     removed = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
-        if each.removed_support is not None:
-            removed.setdefault(each.removed_support, each.position)
+        if each.removed_justification is not None:
+            removed.setdefault(each.removed_justification, each.position)
     rules = rules_by_table(view) if removed else {}
     justified = set[RuleAdd]()
     for (link, network), position in removed.items():
@@ -190,7 +190,7 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
             justified.add(rule)
 
 
-def support_removed_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNetwork] | None:
+def justification_removed_by(op: Operation, undo: Change, view: View) -> tuple[int, IPNetwork] | None:
     """Return the link and the network of an object that `op` removes or replaces and that may justify rules.
 
     An address justifies rules for its whole subnet, an on-link or local route rules for its destination. With the last
@@ -210,8 +210,7 @@ def support_removed_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNe
 def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
     """Return the owned rules that have a selector, by table and by selector."""
     found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
-    for key, (suppress, local) in view.rules.own.items():
-        if key.selector.prefixlen:
-            rule = RuleAdd(key.priority, key.selector, key.to, key.table, suppress, local)
-            found[key.table].add(key.selector, rule)
+    for removal in view.rules.own.values():
+        if removal.selector.prefixlen:
+            found[removal.table].add(removal.selector, removal.inverse())
     return found

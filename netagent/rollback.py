@@ -1,4 +1,4 @@
-"""What a rollback must not do: the parts of the undo operations, and the checks before each of them.
+"""The rollback of a transaction: the parts of the undo operations, and the checks before each of them.
 
 Since the request, another program may have added objects that the kernel would remove with an address or a link, or the
 operator may have changed the configuration.
@@ -6,44 +6,147 @@ operator may have changed the configuration.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from ipaddress import ip_interface
 
 from .addresses import uses_ifa_proto
 from .claims import is_single
+from .kernel import Kernel
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
+    Change,
     ForwardedReplies,
     IPAddress,
     IPInterface,
     IPNetwork,
     LinkDown,
     LinkMtu,
-    Operation,
     RouteAdd,
     RouteRemove,
     RouteReplace,
-    Undo,
+    RuleAdd,
 )
-from .policy import IPV6_MIN_MTU, Refusal, check_link
-from .removal import AddressCounts, foreign_dependents, is_derived, lost_with_link
+from .policy import IPV6_MIN_MTU, Refusal, check_link, check_operation, split_by_policy
+from .protocol import Remaining
 from .rtnetlink import IFA_F_SECONDARY, Address
+from .rules import is_main_rule, rule_key
+from .side_effects import AddressCounts, foreign_dependents, is_derived, lost_with_link
 from .view import OwnRoute, View
 
+ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
+"""The object was removed already (or its link), or added already."""
+UNDO_ATTEMPTS = 3
+_GUARDED = (AddressAdd, AddressRemove, ForwardedReplies, LinkDown, LinkMtu, RouteReplace)
+"""Operations that are undone only after a check for objects that other programs have added since."""
 
-def as_addition(op: Operation | Undo) -> Undo:
+
+class Rollback:
+    """Undoes operations. `links` are the identities of the links at the request.
+
+    `all_applied` is True if this process has carried out all operations that are undone.
+    """
+
+    def __init__(
+        self, kernel: Kernel, look: Callable[[], View], links: Mapping[int, str], *, all_applied: bool
+    ) -> None:
+        self._kernel, self._look, self._links, self._all_applied = kernel, look, links, all_applied
+
+    def undo(self, ops: Sequence[Change]) -> list[Remaining]:
+        """Carry out `ops`, except those that must not be. Returns those that were not carried out.
+
+        Rules are added last, when their addresses are back.
+        """
+        rules = sorted((op for op in ops if isinstance(op, RuleAdd)), key=is_main_rule, reverse=True)  # others need it
+        remaining = self._undo_parts([op for op in ops if not isinstance(op, RuleAdd)])
+        if rules:
+            pending, refused = self._acceptable(rules)
+            remaining += [*refused, *self._carry_out(pending)]
+        return remaining
+
+    def _undo_parts(self, ops: Sequence[Change]) -> list[Remaining]:
+        """Carry out `ops` in parts, except those that objects of other programs now prevent. Returns the others."""
+        if not any(isinstance(op, _GUARDED) for op in ops):
+            return self._carry_out(ops)
+        state = self._state(ops)
+        if state is None:  # without the kernel's answer their dependents are unknown
+            guarded = [op for op in ops if isinstance(op, _GUARDED)]
+            left = self._carry_out([op for op in ops if not isinstance(op, _GUARDED)])
+            return [*(failure(op, None) for op in guarded), *left]
+        remaining = list[Remaining]()
+        for part in _parts(_without_detours(ops)):
+            pending = list[Change]()
+            for op in part:
+                if isinstance(op, AddressRemove) and not state.is_still_owned(op):
+                    continue
+                if obstacle := state.obstacle(op):
+                    remaining.append(Remaining(op, obstacle))
+                    continue
+                pending.append(state.exact(op))
+                state.record(op)
+            failed = self._carry_out(pending)
+            for each in failed:
+                if isinstance(each.op, AddressAdd):
+                    state.forget(each.op)  # later removals must not count on this address
+            remaining += failed
+        return remaining
+
+    def _carry_out(self, ops: Sequence[Change]) -> list[Remaining]:
+        """Carry out `ops`, and retry those that fail. Returns those that still do."""
+        failed: list[tuple[Change, int | None]] = [(op, None) for op in ops]
+        for _ in range(UNDO_ATTEMPTS):
+            errnos = self._kernel.change([op for op, _ in failed], stop=False)
+            tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
+            failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
+        return [failure(op, errno) for op, errno in failed]
+
+    def _acceptable(self, rules: Sequence[RuleAdd]) -> tuple[list[Change], list[Remaining]]:
+        """Return the rules that a request could add now, and the others with the reasons."""
+        with contextlib.suppress(MemoryError):
+            view = self._read()
+            if view is not None:
+                missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
+                pending, refused = split_by_policy(missing, check_operation, view)
+                return [*pending], refused
+        return [], [failure(op, None) for op in rules]
+
+    def _state(self, ops: Sequence[Change]) -> RollbackState | None:
+        """Return the kernel's state for a rollback; None if it cannot be read, or does not fit into memory."""
+        removed = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
+        with contextlib.suppress(MemoryError):
+            view = self._read()
+            if view is not None:
+                return RollbackState(view, self._links, removed, all_applied=self._all_applied)
+        return None
+
+    def _read(self) -> View | None:
+        """Return the kernel's state; None if it cannot be read."""
+        for _ in range(UNDO_ATTEMPTS):
+            with contextlib.suppress(OSError, MemoryError):
+                return self._look()
+        return None
+
+
+def as_addition(op: Change) -> Change:
     """Return the operation that adds a new route; any other operation as it is."""
     if not isinstance(op, RouteReplace):
         return op
     return RouteAdd(op.table, op.link, op.destination, op.gateway)
 
 
-def without_detours(ops: Sequence[Undo]) -> list[Undo]:
+def failure(op: Change, errno: int | None) -> Remaining:
+    """Return an operation that failed, for an answer."""
+    return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
+
+
+def _without_detours(ops: Sequence[Change]) -> list[Change]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
     The request added and removed such an address itself: it is gone, and need not be added for a rollback.
@@ -57,7 +160,7 @@ def without_detours(ops: Sequence[Undo]) -> list[Undo]:
     return [op for at, op in enumerate(ops) if at not in cancelled]
 
 
-def parts(ops: Sequence[Undo]) -> Iterator[Sequence[Undo]]:
+def _parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
     """Yield parts of `ops`, in which no address is removed after one was added: see RollbackState.forget."""
     start, has_addition = 0, False
     for at, op in enumerate(ops):
@@ -72,10 +175,10 @@ class RollbackState:
     """The kernel's state, with the operations that the rollback has carried out so far."""
 
     def __init__(
-        self, view: View, is_applied: bool, links: Mapping[int, str], removed: Set[tuple[int, IPNetwork]]
+        self, view: View, links: Mapping[int, str], to_remove: Set[tuple[int, IPNetwork]], *, all_applied: bool
     ) -> None:
-        """`links`: the identities at the request; `removed`: owned routes that the rollback removes."""
-        self._view, self._is_applied, self._removed = view, is_applied, removed
+        """`to_remove`: owned routes that the rollback removes; `links` and `all_applied`: see Rollback."""
+        self._view, self._to_remove, self._all_applied = view, to_remove, all_applied
         self._losable_routes = view.losable_routes  # computed here: memory may not suffice
         there = {link.index: link.identity for link in view.links.all()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
@@ -101,7 +204,7 @@ class RollbackState:
         address = self._addresses.get((op.link, op.interface))
         return address is not None and (not self._tagged or address.protocol == PROTOCOL)
 
-    def obstacle(self, op: Undo) -> str | None:
+    def obstacle(self, op: Change) -> str | None:
         """Return the reason why an operation must not be carried out, or None."""
         if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._not_changed(op.link)):
             return reason
@@ -116,7 +219,7 @@ class RollbackState:
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
-                if (there := self._there(op)) is not None and not self._is_restored(there):
+                if (there := self._there(op)) is not None and not self._was_never_removed(there):
                     return "another program has added the address"
                 if any(link != op.link for link, _ in self._holders[op.interface.ip]):
                     return "another link has the address now"
@@ -134,13 +237,13 @@ class RollbackState:
                     return "static neighbour entries of the link depend on it"
         return None
 
-    def exact(self, op: Undo) -> Undo:
+    def exact(self, op: Change) -> Change:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
         if isinstance(op, RouteReplace) and (op.table, op.destination) not in self._view.own_routes:
             return as_addition(op)
         return op
 
-    def record(self, op: Undo) -> None:
+    def record(self, op: Change) -> None:
         """Count an operation as carried out."""
         match op:
             case AddressRemove():
@@ -196,12 +299,12 @@ class RollbackState:
         foreign = [each for each in found if self._tagged and each.protocol != PROTOCOL]
         return next(iter((*equal, *foreign)), None)
 
-    def _is_restored(self, address: Address) -> bool:
+    def _was_never_removed(self, address: Address) -> bool:
         """Return True if an address that must be restored is there already and owned: the request did not remove it.
 
         Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
         """
-        return address.protocol == PROTOCOL if self._tagged else not self._is_applied
+        return address.protocol == PROTOCOL if self._tagged else not self._all_applied
 
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""
@@ -227,6 +330,6 @@ class RollbackState:
     def _own_route(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""
         for place, route in self._view.own_routes.items():
-            if route.link == link and place[1].version == 4 and place not in self._removed:
+            if route.link == link and place[1].version == 4 and place not in self._to_remove:
                 return place[1]
         return None

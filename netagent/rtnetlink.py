@@ -19,6 +19,7 @@ from .operations import (
     TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
+    Change,
     IPAddress,
     IPInterface,
     IPNetwork,
@@ -30,7 +31,6 @@ from .operations import (
     RouteReplace,
     RuleAdd,
     RuleRemove,
-    Undo,
 )
 
 NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
@@ -333,7 +333,7 @@ def _rule_remove(op: RuleRemove) -> Packed:
     return Packed(RTM_DELRULE, 0, _rule_body(op))  # the kernel compares the protocol, too
 
 
-ENCODERS: Mapping[type[Undo], Callable[[Any], Packed]] = {
+ENCODERS: Mapping[type[Change], Callable[[Any], Packed]] = {
     LinkUp: _link_up,
     LinkDown: _link_down,
     LinkMtu: _link_mtu,
@@ -347,7 +347,7 @@ ENCODERS: Mapping[type[Undo], Callable[[Any], Packed]] = {
 }
 
 
-def encode(op: Undo) -> Packed:
+def encode(op: Change) -> Packed:
     """Return the message that carries out an operation."""
     return ENCODERS[type(op)](op)
 

@@ -31,10 +31,10 @@ class Rules:
     """The owned rules, and what the policy must know of other programs' rules."""
 
     def __init__(self, rules: Iterable[Rule], first_priority: int) -> None:
-        self.own: dict[RuleKey, tuple[bool, bool]] = {}  # suppress, local
+        self.own: dict[RuleKey, RuleRemove] = {}  # the removal of each
         self._first_priority = first_priority  # of owned rules: RulePriority=
         self._changed = set[RuleRemove]()  # owned rules that this request adds or removes
-        self._main: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
+        self._main: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see is_main_rule
         self._local: dict[int, set[int]] = defaultdict(set)  # the same, of other programs' rules for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self._marks_of_others: list[Rule] = []  # other programs' rules that select by mark
@@ -54,22 +54,22 @@ class Rules:
 
     def add(self, rule: Rule | RuleAdd) -> None:
         """Count an owned rule of the snapshot, or one that this request adds."""
-        self.own[rule_key(rule)] = (rule.suppress, rule.local)
+        self.own[rule_key(rule)] = removal = removal_of(rule)
         if isinstance(rule, RuleAdd):
-            self._changed.add(rule.inverse())
-        if asks_main(rule):
+            self._changed.add(removal)
+        if is_main_rule(rule):
             self._main[rule.selector.version].add(rule.priority)
 
     def remove(self, rule: RuleRemove) -> None:
         """Forget a rule that this request removes."""
         del self.own[rule_key(rule)]
         self._changed.add(rule)
-        if asks_main(rule):
+        if is_main_rule(rule):
             self._main[rule.selector.version].discard(rule.priority)
 
     def has_changed(self, rule: RuleAdd | RuleRemove) -> bool:
         """Return True if an earlier operation of the request adds or removes exactly this rule."""
-        return (rule.inverse() if isinstance(rule, RuleAdd) else rule) in self._changed
+        return removal_of(rule) in self._changed
 
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if an owned rule before this priority looks up main for every source of this family."""
@@ -96,16 +96,22 @@ class Rules:
 
     def removals(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""
-        found = sorted(self.own.items(), key=lambda item: item[0].table == TABLE_MAIN)
-        return [
-            RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
-            for key, flags in found
-        ]
+        return sorted(self.own.values(), key=lambda rule: rule.table == TABLE_MAIN)
 
 
-def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
-    """Return True for a rule that looks up table main for every source."""
+def is_main_rule(rule: Rule | RuleAdd | RuleRemove) -> bool:
+    """Return True for an owned rule that looks up table main for every source.
+
+    The policy accepts no other rule for main: each has `suppress`, and none has `to`.
+    """
     return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
+
+
+def removal_of(rule: Rule | RuleAdd | RuleRemove) -> RuleRemove:
+    """Return the operation that removes a rule."""
+    return RuleRemove(
+        rule.priority, rule.selector, rule.to, rule.table, rule.suppress, rule.local, rule.mark, rule.mask
+    )
 
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:

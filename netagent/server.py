@@ -19,6 +19,7 @@ from typing import Any
 from . import protocol, request_policy, sandbox, settings
 from .audit import MARKS_PER_OP, OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
+from .flush import flush_operations
 from .kernel import DumpError, Kernel
 from .keys import AuditFailure
 from .ledger import Ledger
@@ -45,7 +46,7 @@ from .protocol import (
     Verdict,
 )
 from .rate_limit import TokenBucket
-from .transaction import Change, Transaction, removals
+from .transaction import Plan, Transaction
 from .view import Known, Snapshot, View
 
 OPS_PER_TOKEN = 64  # operations per token of `requests`; each request costs one token more
@@ -138,12 +139,12 @@ class Server:
         if self._transaction.request is not None:
             return self._refuse(request, Refused(f"the transaction {self._transaction.request} is still open"))
         try:
-            change = self._accepted(request.ops)
+            plan = self._accepted(request.ops)
         except request_policy.Rejected as rejected:
             return self._refuse(request, rejected.refused)
-        if not self._may_log(_bulk(request.ops)):
+        if not self._take_change_budget(_bulk(request.ops)):
             return self._over_budget(request)
-        outcome = self._transaction.apply(request.id, change)
+        outcome = self._transaction.apply(request.id, plan)
         answer: Answer = Done(Verdict.APPLIED, len(request.ops))
         if outcome.failed is not None:
             answer = Failed(outcome.failed, outcome.errnos, outcome.reason, outcome.remaining)
@@ -154,11 +155,11 @@ class Server:
         self._deadline = began + request.confirm_within
         return answer
 
-    def _accepted(self, ops: Sequence[Operation]) -> Change:
-        """Return the change that the policy accepts. Raises Rejected. A rollback needs the memory of the view again."""
+    def _accepted(self, ops: Sequence[Operation]) -> Plan:
+        """Return the plan for operations. Raises Rejected. The view is not kept: a rollback needs the memory again."""
         view = self._view()
         undo = request_policy.check(ops, view)
-        return Change(tuple(ops), tuple(undo), tuple(view.lost_routes), tuple(view.links.all()))
+        return Plan(tuple(ops), tuple(undo), tuple(view.lost_routes), tuple(view.links.all()))
 
     def _confirm(self, request: Confirm) -> Answer:
         if request.id != self._transaction.request:
@@ -177,8 +178,8 @@ class Server:
     def _flush(self, request: Flush) -> Answer:
         """Remove the owned objects in parts, each with its audit line. A flush is not rolled back."""
         self._roll_back("a flush was requested")
-        ops, remaining = removals(self._view())
-        if not self._may_log(_bulk(ops) + 2 * len(remaining)):
+        ops, remaining = flush_operations(self._view())
+        if not self._take_change_budget(_bulk(ops) + 2 * len(remaining)):
             return self._over_budget(request)
         started = {**request.to_wire(), "verdict": "started", "removals": len(ops)}
         self._log(started, remaining=remaining)
@@ -203,7 +204,7 @@ class Server:
             routers=kernel.routers(),
             static_neighbours=kernel.static_neighbours(),
             marks=kernel.marks() if self._settings.sets_marks else None,
-            nexthops=tuple(kernel.nexthop_hops()),
+            nexthops=tuple(kernel.hops_of_nexthop_objects()),
         )
         for version in snapshot.incomplete_families():
             reason = "one with over 1,000 next hops ends the list; remove it: ip route del DESTINATION"
@@ -240,7 +241,7 @@ class Server:
 
     # The audit log.
 
-    def _may_log(self, ops: int) -> bool:
+    def _take_change_budget(self, ops: int) -> bool:
         """Take the audit bytes of a change from the budget. Root is exempt: its flush must always work."""
         return self._budgets.change_bytes.take(cost(ops)) or self._serves_root
 

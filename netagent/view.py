@@ -15,10 +15,10 @@ from .gateways import Gateways
 from .links import Links
 from .networks import Networks
 from .operations import TABLE_LOCAL, IPAddress, IPNetwork, LinkMark, RouteReplace
-from .removal import LosableRoutes, losable
 from .rtnetlink import Address, Link, NextHop, Route, Rule
 from .rules import Rules
 from .settings import Settings
+from .side_effects import LosableRoutes, losable
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import pytest
 from cloud_network.netagent import transaction, view
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
-from cloud_network.netagent.operations import AddressAdd, AddressRemove, Undo
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Change
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
 from cloud_network.netagent.settings import Settings
-from cloud_network.netagent.transaction import Change, Transaction
+from cloud_network.netagent.transaction import Plan, Transaction
 from cloud_network.netagent.view import Known, Snapshot, View
 
 IP = IPv4Address("10.0.2.50")
@@ -46,7 +46,7 @@ class DoingKernel(Kernel):
         snapshot = Snapshot(links, tuple(self._addresses), tuple(self._routes), (), frozenset())
         return View(snapshot, Settings(), Known())
 
-    def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
+    def change(self, ops: Sequence[Change], *, stop: bool = True) -> list[int | None]:
         return [0] * len(ops)
 
 
@@ -69,7 +69,7 @@ def apply(ledger: Ledger, kernel: DoingKernel, *ops: AddressAdd | AddressRemove)
     """Apply a transaction and leave it open."""
     transaction = Transaction(kernel, ledger, kernel.view)
     undo = [op.inverse() if isinstance(op, AddressAdd) else op.inverse(connected_route=True) for op in ops]
-    assert transaction.apply("test", Change(ops, tuple(undo))).failed is None
+    assert transaction.apply("test", Plan(ops, tuple(undo))).failed is None
     return transaction
 
 

@@ -94,7 +94,7 @@ def test_many_addresses_do_not_delay_a_rollback() -> None:
     addresses = [Address(2, IPv4Address(first + at), 32, 0, PROTOCOL) for at in range(1, 12000)]
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     view = View(Snapshot((link,), tuple(addresses), (), LOCAL, frozenset()), Settings(), Known())
-    state = rollback.RollbackState(view, True, {}, set())
+    state = rollback.RollbackState(view, {}, set(), all_applied=True)
     began = time.process_time()
     for at in range(MAX_OPS):
         op = AddressAdd(2, IPv4Interface(first + 65536 + at), True)
@@ -109,7 +109,7 @@ def test_an_address_that_was_not_restored_keeps_no_routes() -> None:
     added, former = IPv4Interface("10.0.3.10/24"), AddressAdd(2, IPv4Interface("10.0.2.10/24"), True)
     static = Route(254, IPv4Network("10.99.0.0/16"), (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 0, None, False)
     snapshot = Snapshot((link,), (Address(2, added.ip, 24, 0, PROTOCOL),), (static,), LOCAL, frozenset())
-    state = rollback.RollbackState(View(snapshot, Settings(), Known()), True, {}, set())
+    state = rollback.RollbackState(View(snapshot, Settings(), Known()), {}, set(), all_applied=True)
     removal = AddressRemove(2, added)
     assert "10.99.0.0/16" in (state.obstacle(removal) or "")
     state.record(former)
