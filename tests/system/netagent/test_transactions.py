@@ -157,7 +157,7 @@ def test_rolled_back_when_the_client_disconnects(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
     wire.socket.close()
     lab.wait_for(lambda: kernel_state(lab) == before)
-    assert "went away" in audit_lines(lab)[-1]["reason"]
+    assert "connection ended" in audit_lines(lab)[-1]["reason"]
 
 
 def test_rolled_back_when_the_time_is_up(lab: Lab, wire: Wire) -> None:
