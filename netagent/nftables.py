@@ -7,11 +7,15 @@
         chain published {
             ct mark & MASK == MARK meta mark set meta mark & ~MASK | MARK | ARRIVAL  for each link
         }
+        chain originals {
+            ct mark & MASK == MARK meta mark & MASK == MARK meta mark set meta mark & ~MASK  for each link
+        }
         chain prerouting {
             type filter hook prerouting priority dstnat + 1; policy accept;
             ct direction reply ct mark & MASK != 0 goto replies
             iif LINK ct state new ct mark set ct mark & ~MASK | MARK                 for each link
             ct status dnat ct mark & MASK != 0 goto published
+            ct mark & MASK != 0 goto originals
         }
     }
 
@@ -19,7 +23,8 @@ The connection mark stores the link on which a connection arrived. Replies get t
 they still have the container's address. Packets that arrive for a published port also get the highest bit of the mask:
 the strict reverse path filter looks up the route back with the packet's mark (net.ipv4.conf.*.src_valid_mark=1). The
 chain's priority is after NAT, which sets `ct status dnat`, and after mangle chains, in which other programs restore
-whole connection marks.
+whole connection marks (wg-quick, for example). Other packets of a connection's original direction lose this mark again:
+they would be routed by the table of the link on which they arrive, instead of into a VPN.
 
 No name, number or expression of this table comes from a client, except the links and their marks. Names and layouts are
 those of linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h; attributes are big-endian, register data is in the
@@ -67,9 +72,10 @@ IP_CT_DIR_REPLY = 1
 IPS_DST_NAT = 32
 NF_IP_PRI_NAT_DST = -100
 
-TABLE, PREROUTING, REPLIES, PUBLISHED = b"cloud_network\0", b"prerouting\0", b"replies\0", b"published\0"
+TABLE, PREROUTING = b"cloud_network\0", b"prerouting\0"
+REPLIES, PUBLISHED, ORIGINALS = b"replies\0", b"published\0", b"originals\0"
 PRIORITY = NF_IP_PRI_NAT_DST + 1
-_ORDER = (REPLIES, PUBLISHED, PREROUTING)
+_ORDER = (REPLIES, PUBLISHED, ORIGINALS, PREROUTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +173,16 @@ class Rule:
 
 
 def _packet_rule(chain: bytes, each: LinkMark, mask: int, bits: int) -> Rule:
-    is_link = _load("ct", NFT_CT_MARK), _bitwise(mask, 0), _compare(NFT_CMP_EQ, U32.pack(each.mark))
-    return Rule(chain, (*is_link, *_set_bits("meta", NFT_META_MARK, mask, bits)))
+    return Rule(chain, (*_has_mark("ct", NFT_CT_MARK, each, mask), *_set_bits("meta", NFT_META_MARK, mask, bits)))
+
+
+def _original_rule(each: LinkMark, mask: int) -> Rule:
+    has_both = *_has_mark("ct", NFT_CT_MARK, each, mask), *_has_mark("meta", NFT_META_MARK, each, mask)
+    return Rule(ORIGINALS, (*has_both, *_set_bits("meta", NFT_META_MARK, mask, 0)))
+
+
+def _has_mark(kind: str, key: int, each: LinkMark, mask: int) -> tuple[Attribute, ...]:
+    return _load(kind, key), _bitwise(mask, 0), _compare(NFT_CMP_EQ, U32.pack(each.mark))
 
 
 def _arrival_rule(each: LinkMark, mask: int) -> Rule:
@@ -186,10 +200,12 @@ def rules(marks: Sequence[LinkMark], mask: int) -> list[Rule]:
     """Return the rules of the table in the order in which the kernel lists them: by chain."""
     replies = [_packet_rule(REPLIES, each, mask, each.mark) for each in marks]
     published = [_packet_rule(PUBLISHED, each, mask, arrival_mark(each.mark, mask)) for each in marks]
+    originals = [_original_rule(each, mask) for each in marks]
     is_reply = _load("ct", NFT_CT_DIRECTION), _compare(NFT_CMP_EQ, bytes([IP_CT_DIR_REPLY]))
     is_dnat = _load("ct", NFT_CT_STATUS), _bitwise(IPS_DST_NAT, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
-    first, last = _goto_rule(REPLIES, mask, *is_reply), _goto_rule(PUBLISHED, mask, *is_dnat)
-    return [*replies, *published, first, *(_arrival_rule(each, mask) for each in marks), last]
+    first = _goto_rule(REPLIES, mask, *is_reply)
+    last = _goto_rule(PUBLISHED, mask, *is_dnat), _goto_rule(ORIGINALS, mask)
+    return [*replies, *published, *originals, first, *(_arrival_rule(each, mask) for each in marks), *last]
 
 
 BASE_CHAIN = (
@@ -208,6 +224,7 @@ BASE_CHAIN = (
 CHAINS = (
     (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, REPLIES)),
     (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, PUBLISHED)),
+    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, ORIGINALS)),
     BASE_CHAIN,
 )
 
@@ -281,7 +298,7 @@ def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
     """Return the marks for which `rules` returns exactly the rules in `found`; empty if no marks do."""
     if not all(rule.chain in _ORDER for rule in found):
         return ()
-    arrivals = [rule for rule in found if rule.chain == PREROUTING][1:-1]
+    arrivals = [rule for rule in found if rule.chain == PREROUTING][1:-2]
     marks = tuple(filter(None, (_mark_of(rule, mask) for rule in arrivals)))
     wanted = rules(marks, mask)
     by_chain = sorted(found, key=lambda rule: _ORDER.index(rule.chain))

@@ -51,12 +51,17 @@ table inet cloud_network {{
     ct mark & 0x7f == 0x1 meta mark set meta mark & 0xffffff80 | 0x41
     ct mark & 0x7f == 0x2 meta mark set meta mark & 0xffffff80 | 0x42
   }}
+  chain originals {{
+    ct mark & 0x7f == 0x1 meta mark & 0x7f == 0x1 meta mark set meta mark & 0xffffff80
+    ct mark & 0x7f == 0x2 meta mark & 0x7f == 0x2 meta mark set meta mark & 0xffffff80
+  }}
   chain prerouting {{
     type filter hook prerouting priority dstnat + 1; policy accept;
     ct direction reply ct mark & 0x7f != 0 goto replies
     iif {0} ct state new ct mark set ct mark & 0xffffff80 | 0x1
     iif {1} ct state new ct mark set ct mark & 0xffffff80 | 0x2
     ct status dnat ct mark & 0x7f != 0 goto published
+    ct mark & 0x7f != 0 goto originals
   }}
 }}
 """
@@ -310,6 +315,49 @@ def test_packets_that_another_program_marks_keep_their_route(
             assert not refused or answer["allow"].startswith("[Network] MarkMask=")
     finally:
         lab.run(["ip", family, "rule", "del", "pref", "32000"])
+
+
+SENDS = """
+import socket, time
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(3):
+    client.sendto(b"query", ("198.51.100.10", 9))
+    time.sleep(0.05)
+"""
+RESTORES = """
+table ip wg-quick-wg0 {
+  chain premangle { type filter hook prerouting priority mangle; meta l4proto udp meta mark set ct mark; }
+  chain forwarded {
+    type filter hook forward priority 0;
+    udp dport 9 oifname "vpn" counter
+    udp dport 9 oifname != "vpn" counter
+  }
+}
+"""
+
+
+def test_clients_of_a_vpn_router_stay_in_the_vpn() -> None:
+    """wg-quick copies whole connection marks to UDP packets, also to those that a client sends."""
+    with Lab(Spec.aws(interfaces=2)) as lab:
+        lab.write_config(f'{CONFIG}[Network]\nForwardedReplies = "mark"\n')
+        start(lab)
+        lab.batch(["link add vpn type bridge", "link set vpn up", "route add default dev vpn table 51820"])
+        lab.batch(["rule add pref 32001 not fwmark 51820 lookup 51820"])
+        lab.batch(["rule add pref 32000 lookup main suppress_prefixlength 0"])
+        lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"])
+        lab.run(["nft", "-f", "-"], stdin=RESTORES)
+        lab.run(["nft", "flush", "chain", "bridge", "cloud", "to_instance"], "cloud")  # the instance is a router
+        primary = ifindex(lab, "eth1")
+        own_table = route(primary, "0.0.0.0/0", "10.0.1.1")
+        marked = rule("0.0.0.0/0", 9999 + primary, priority=31020, mark=1, mask=MASK)
+        with Wire(lab) as wire:
+            answer = wire.apply(table((primary, 1)), own_table, main_rule(), marked)
+            assert answer["verdict"] == "applied", answer
+        client = lab.neighbours[0]
+        client.batch(["route add 198.51.100.0/24 via 10.0.1.10"])
+        client.run(["/usr/bin/python3", "-c", SENDS])
+        counters = lab.run(["nft", "list", "table", "ip", "wg-quick-wg0"]).stdout
+        assert re.findall(r"counter packets (\d+)", counters) == ["3", "0"]
 
 
 def test_published_pods_inside_the_subnet_keep_their_route(lab: Lab, on: Links, wire: Wire) -> None:

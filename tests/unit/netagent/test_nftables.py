@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cloud_network.netagent import nftables
-from cloud_network.netagent.nftables import PREROUTING, PUBLISHED, REPLIES
+from cloud_network.netagent.nftables import ORIGINALS, PREROUTING, PUBLISHED, REPLIES
 from cloud_network.netagent.operations import LinkMark
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +79,7 @@ def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
     mask, other = 0x7F, 0xFFFFFF80
     packet = load("ct", 3), bitwise(mask, 0), compare(0, u32(mark)), load("meta", 3)
     marked = load("ct", 3), bitwise(mask, 0), compare(1, u32(0))
+    unmarked = load("meta", 3), bitwise(other, 0), store("meta", 3)
     table: Attributes = [("NFTA_TABLE_NAME", TABLE)]
     hook = {"attrs": [("NFTA_HOOK_HOOKNUM", 0), ("NFTA_HOOK_PRIORITY", -99)]}
     in_table: Attributes = [("NFTA_CHAIN_TABLE", TABLE)]
@@ -90,9 +91,15 @@ def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
         (0xA00, 0x400, encoded(nft_table_msg(), table)),
         (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "replies")])),
         (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "published")])),
+        (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "originals")])),
         (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "prerouting"), *base])),
         (0xA06, 0xC00, packed_rule("replies", *packet, bitwise(other, mark), store("meta", 3))),
         (0xA06, 0xC00, packed_rule("published", *packet, bitwise(other, mark | 0x40), store("meta", 3))),
+        (
+            0xA06,
+            0xC00,
+            packed_rule("originals", *packet, bitwise(mask, 0), compare(0, u32(mark)), *unmarked),
+        ),
         (0xA06, 0xC00, packed_rule("prerouting", load("ct", 1), compare(0, b"\1"), *marked, goto("replies"))),
         (
             0xA06,
@@ -105,9 +112,10 @@ def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
         ),
         (
             0xA06,
-            0xC04,  # NLM_F_ACK
+            0xC00,
             packed_rule("prerouting", load("ct", 2), bitwise(32, 0), compare(1, u32(0)), *marked, goto("published")),
         ),
+        (0xA06, 0xC04, packed_rule("prerouting", *marked, goto("originals"))),  # NLM_F_ACK
         (0x11, 0, encoded(nfgen_msg(), [], family=0, res_id=10)),
     ]
     found = nftables.replacement((LinkMark(link, mark),), mask)
@@ -138,7 +146,7 @@ def test_marks_are_read_back(found: list[int], shift: int) -> None:
     assert nftables.marks_of([*rules, rules[0]], mask) == ()
 
 
-@pytest.mark.parametrize("chain", [REPLIES, PUBLISHED, PREROUTING])
+@pytest.mark.parametrize("chain", [REPLIES, PUBLISHED, ORIGINALS, PREROUTING])
 def test_a_foreign_rule_makes_the_table_incomplete(chain: bytes) -> None:
     marks = (LinkMark(2, 1), LinkMark(3, 2))
     drop = nftables.Rule(chain, nftables.rules(marks, 0x7F)[0].expressions[:1])
