@@ -88,14 +88,14 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     # The learned subnets do not count (learned=()): a link that is down has no routes yet.
     for network in view.addresses.connected_networks(op.link):
         if not view.is_allowed(network):
-            check_rivals(op.link, network, network, (), view)
+            check_conflicts(op.link, network, network, (), view)
             if not claims.is_link_local(network):
                 check_nesting(op.link, network, view)
             if not view.networks.learned.has(op.link, network):  # otherwise, another program's address needs the route
                 check_connected_route(op.link, network, view)
     for network in view.addresses.local_when_up(op.link):
         if not view.is_allowed(network):
-            check_rivals(op.link, network, network, (), view)
+            check_conflicts(op.link, network, network, (), view)
     view.links.set_up(op.link)
     return op.inverse()
 
@@ -130,27 +130,27 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
         raise Refusal(reason, allow=allow_addresses(network))
     if limit := claims.subnet_limit(network, learned):
         raise Refusal(limit, allow=allow_addresses(network))
-    check_rivals(link, network, shown, learned, view)
+    check_conflicts(link, network, shown, learned, view)
 
 
-def check_rivals(
+def check_conflicts(
     link: int, network: IPNetwork, shown: IPInterface | IPNetwork, learned: Iterable[IPNetwork], view: View
 ) -> None:
-    """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see conflicts.conflict."""
-    if rival := conflict(network, link, view.foreign.hops(network), learned):
-        raise _routed_elsewhere(shown, network, rival, view)
+    """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see conflict."""
+    if hop := conflict(network, link, view.foreign.hops(network), learned):
+        raise _routed_elsewhere(shown, network, hop, view)
 
 
-def _routed_elsewhere(shown: IPInterface | IPNetwork, network: IPNetwork, route: ForeignHop, view: View) -> Refusal:
-    where = f"{route.destination}, which another program routes by {_way(route, view)}"
+def _routed_elsewhere(shown: IPInterface | IPNetwork, network: IPNetwork, hop: ForeignHop, view: View) -> Refusal:
+    where = f"{hop.destination}, which another program routes by {_way(hop, view)}"
     return Refusal(f"{shown} overlaps {where}", allow=allow_addresses(network))
 
 
-def _way(route: ForeignHop, view: View) -> str:
-    if route.discards:
+def _way(hop: ForeignHop, view: View) -> str:
+    if hop.discards:
         return "discarding it"
-    via = f" via {route.gateway}" if route.gateway is not None else ""
-    return f"{view.name(route.link)}{via}"
+    via = f" via {hop.gateway}" if hop.gateway is not None else ""
+    return f"{view.name(hop.link)}{via}"
 
 
 def check_nesting(link: int, network: IPNetwork, view: View) -> None:
@@ -422,21 +422,19 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
     if view.is_subnet_of_address(link, network):
         if view.addresses.connect(link, network) or view.foreign.is_on_link(link, network):
             return
-        found = [route for route in found if route.destination == network]
+        found = [hop for hop in found if hop.destination == network]
     elif is_gateway:
-        found = (route for route in found if route.discards or not route.by_cloud)
-    if rival := conflict(network, link, found, view.networks.subnets.containing(link, network)):
-        raise _routed_elsewhere(network, network, rival, view)
+        found = (hop for hop in found if hop.discards or not hop.by_cloud)
+    if hop := conflict(network, link, found, view.networks.subnets.containing(link, network)):
+        raise _routed_elsewhere(network, network, hop, view)
 
 
 def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
-    """Raise Refusal for a gateway that is not a router of the cloud on this link."""
+    """Raise Refusal for a gateway that is not one of the cloud on this link."""
     if not claims.is_link_local(single(gateway)) and not view.networks.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
-    if view.addresses.holders(gateway) or view.is_in_local_range(
-        gateway
-    ):  # the kernel would put the destination on link
-        raise Refusal(f"gateway {gateway} is this host's own")
+    if view.addresses.holders(gateway) or view.is_in_local_range(gateway):
+        raise Refusal(f"gateway {gateway} is this host's own")  # the kernel would put the destination on link
     if not view.gateways.is_gateway(link, gateway):
         waiting = gateway.version == 6 and not view.gateways.has_ipv6_router(link)
         reason = f"{gateway} is not known as a gateway on {view.name(link)}"
@@ -453,18 +451,18 @@ def check_destination(op: RouteReplace, view: View) -> None:
         return
     if view.foreign.main_discards(network.version) and not view.foreign.may_leave_tunnel(network):
         raise Refusal(f"main's default route discards packets, also those to {network}", allow=allow_addresses(network))
-    halves = [route for route in view.foreign.halves() if claims.overlap(network, route.destination)]
+    halves = [hop for hop in view.foreign.halves() if claims.overlap(network, hop.destination)]
     if halves and not view.foreign.may_leave_tunnel(network):
         reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
         raise Refusal(reason, allow=allow_addresses(network))
-    for route in view.foreign.hops(network):
-        if route.is_local:
+    for hop in view.foreign.hops(network):
+        if hop.is_local:
             continue  # table local comes first: see check_rule_add
-        same = (route.link, route.gateway) == (op.link, op.gateway)
-        of_cloud = same or route.by_cloud or route.of_address or is_wide_link_local(route.destination, network)
-        of_cloud = of_cloud or (claims.contains(network, route.destination) and view.foreign.is_subnet_of_parent(route))
-        if route.discards or not of_cloud:
-            raise _routed_elsewhere(network, network, route, view)
+        same = (hop.link, hop.gateway) == (op.link, op.gateway)
+        of_cloud = same or hop.by_cloud or hop.of_address or is_wide_link_local(hop.destination, network)
+        of_cloud = of_cloud or (claims.contains(network, hop.destination) and view.foreign.is_subnet_of_parent(hop))
+        if hop.discards or not of_cloud:
+            raise _routed_elsewhere(network, network, hop, view)
 
 
 def check_route_remove(op: RouteRemove, view: View) -> Change:

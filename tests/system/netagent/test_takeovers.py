@@ -372,7 +372,7 @@ def test_a_metadata_server_behind_the_gateway_is_not_on_link(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("way", ["via 10.0.1.1 dev eth1", "dev eth1"])
-def test_a_host_route_with_the_kernels_protocol_is_a_rival(lab: Lab, way: str) -> None:
+def test_a_route_with_the_kernels_protocol_is_a_conflict(lab: Lab, way: str) -> None:
     """Cilium, for example, adds routes with the protocol `kernel`."""
     on = ifindex(lab, "eth0")
     lab.batch([f"route add 10.99.0.9/32 {way} proto kernel"])
@@ -381,7 +381,7 @@ def test_a_host_route_with_the_kernels_protocol_is_a_rival(lab: Lab, way: str) -
     assert verdict(lab, address(on, "10.99.0.8/32")) == "applied"
 
 
-def test_a_summary_route_through_the_clouds_router_is_no_rival(lab: Lab) -> None:
+def test_a_summary_route_through_the_cloud_is_no_conflict(lab: Lab) -> None:
     lab.batch(["route add 10.0.0.0/8 via 10.0.1.1 dev eth1"])
     on = ifindex(lab, "eth0")
     assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "10.0.2.0/24")) == "applied"
