@@ -393,7 +393,7 @@ def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
 NO_IPV6 = """
 import socket
 from cloud_network.netagent import kernel
-kernel.ROUTE_GROUPS = {socket.AF_INET: 7, 12: 11}  # 12: a family that this kernel lacks
+kernel.FAMILIES, kernel.ROUTE_GROUPS = (socket.AF_INET, 12), {socket.AF_INET: 7, 12: 11}  # this kernel lacks family 12
 reader = kernel.Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
 routes = reader.routes()
 print(len(routes) - len(set(routes)), {rule.selector.version for rule in reader.rules()}, reader.static_neighbours())
