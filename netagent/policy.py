@@ -487,20 +487,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Change:
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:
-        link = claims.link_of_table(op.table, view.settings.route_table_base)
-        check_link(link, view)
-        if not is_justified(op, link, view):
-            raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
-        if (other := other_user(op, link, view)) is not None:
-            where = f"{view.name(link)} alone: {view.name(other)} has some"
-            raise Refusal(f"{op.selector} is no address or range of {where}")
-        if claims.is_link_local(op.selector):
-            raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
-    elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
-        raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
-    elif view.foreign.main_discards(op.selector.version):
-        move = "move that route to a table of its own, with a rule after those of cloud-network"
-        raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
+        check_address_rule(op, view)
+    else:
+        check_main_rule(op, view)
     if needs_main(op, view) and not view.rules.main_comes_before(op.selector.version, op.priority):
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules.own:
@@ -511,6 +500,28 @@ def check_rule_add(op: RuleAdd, view: View) -> Change:
     check_room(view)
     view.rules.add(op)
     return op.inverse()
+
+
+def check_address_rule(op: RuleAdd, view: View) -> None:
+    """Raise Refusal for a rule that selects addresses of other links than that of its table."""
+    link = claims.link_of_table(op.table, view.settings.route_table_base)
+    check_link(link, view)
+    if not is_justified(op, link, view):
+        raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
+    if (other := other_user(op, link, view)) is not None:
+        where = f"{view.name(link)} alone: {view.name(other)} has some"
+        raise Refusal(f"{op.selector} is no address or range of {where}")
+    if claims.is_link_local(op.selector):
+        raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
+
+
+def check_main_rule(op: RuleAdd, view: View) -> None:
+    """Raise Refusal for a rule for all packets, unless it looks up main and has an effect only on specific routes."""
+    if op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
+        raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
+    if view.foreign.main_discards(op.selector.version):
+        move = "move that route to a table of its own, with a rule after those of cloud-network"
+        raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
 
 
 def needs_main(rule: RuleAdd | RuleRemove, view: View) -> bool:
