@@ -84,13 +84,17 @@ class MarkSelector:
 
     mark: int
     mask: int
+    is_inverted: bool = False
 
     def may_have(self, mark: int, mask: int) -> bool:
-        """Return True if packets with these bits inside `mask` may have the rule's mark.
+        """Return True if packets with these bits inside `mask` may have a mark that the rule's program uses.
 
-        A rule that compares these bits with 0, or does not compare them, does not count.
+        A rule that compares these bits with 0, or does not compare them, does not count; but `not fwmark 0/MASK`
+        selects all packets that have one of the bits.
         """
         common = self.mask & mask
+        if self.is_inverted and not self.mark:
+            return bool(mark & common)
         return bool(self.mark & common) and self.mark & common == mark & common
 
 

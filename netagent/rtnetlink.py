@@ -214,6 +214,7 @@ class Rule:
     mask: int = 0
     narrowed: bool = False  # by interface, uid, port ...
     goto: int | None = None  # priority of the rule that is tried next (FR_ACT_GOTO)
+    is_inverted: bool = False  # `not`; then it is also narrowed
 
     @property
     def is_for_all(self) -> bool:
@@ -514,6 +515,7 @@ def decode_rule(body: bytes) -> Rule | None:
         mask=_u32(found, FRA_FWMASK),
         narrowed=bool(narrowed or action != FR_ACT_TO_TBL or suppressed not in (bytes(4), _FRA_SUPPRESS_NONE)),
         goto=_u32(found, FRA_GOTO) if action == FR_ACT_GOTO else None,
+        is_inverted=bool(flags & FIB_RULE_INVERT),
     )
 
 

@@ -89,10 +89,10 @@ class Rules:
 
     def other_use(self, mark: int, mask: int) -> Rule | None:
         """Return another program's rule for packets whose mark may be `mark` under `mask`, also an inverted rule."""
-        selects = (
-            rule for rule in self._marks_of_others if claims.MarkSelector(rule.mark, rule.mask).may_have(mark, mask)
-        )
-        return next(selects, None)
+        for rule in self._marks_of_others:
+            if claims.MarkSelector(rule.mark, rule.mask, rule.is_inverted).may_have(mark, mask):
+                return rule
+        return None
 
     def removals(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""

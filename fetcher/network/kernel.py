@@ -59,6 +59,7 @@ _IFF_UP = 1
 _IFA_F_SECONDARY = 0x01
 _IFA_F_NOPREFIXROUTE = 0x200
 _RTN_LOCAL = 2
+_FIB_RULE_INVERT = 2  # linux/fib_rules.h
 _ROUTE_TYPES = (1, _RTN_LOCAL, 6, 7, 8)  # unicast, local, blackhole, unreachable, prohibit: linux/rtnetlink.h
 _NTF_ROUTER = 0x80
 _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT: linux/neighbour.h
@@ -149,7 +150,9 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
             if each.get_attr("FRA_PROTOCOL") == PROTOCOL:
                 rules.append(rule_from(each))
             elif each.get_attr("FRA_FWMASK"):
-                marks_of_others.add(MarkSelector(each.get_attr("FRA_FWMARK") or 0, each.get_attr("FRA_FWMASK")))
+                is_inverted = bool(each["flags"] & _FIB_RULE_INVERT)
+                mark, mask = each.get_attr("FRA_FWMARK") or 0, each.get_attr("FRA_FWMASK")
+                marks_of_others.add(MarkSelector(mark, mask, is_inverted))
         for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
             for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
                 _add_learned(route, protocol, gateways, learned)

@@ -120,7 +120,7 @@ def test_only_protocol_209_and_marks_of_others_are_read(lab: Lab) -> None:
     found = read(lab)
     assert [(str(each.destination), each.table) for each in found.routes if each.table == 777] == [("10.9.1.0/24", 777)]
     assert [str(each.selector) for each in found.rules if each.table == 777] == ["10.9.1.1/32"]
-    assert found.marks_of_others == {MarkSelector(51820, 0xFFFFFFFF)}
+    assert found.marks_of_others == {MarkSelector(51820, 0xFFFFFFFF, is_inverted=True)}
     lab.batch([line.replace(" add ", " del ") for line in (*owned, *others)])
 
 

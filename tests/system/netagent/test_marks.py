@@ -288,6 +288,9 @@ def test_refuses_before_anything_is_touched(lab: Lab, on: Links, attack: str) ->
         ("not fwmark 51820 lookup 51820", 0x2C, True),  # packets that arrive for a published port would have 0x6c
         ("not fwmark 51820 lookup 51820", 0x2B, False),
         ("fwmark 0x64 lookup 100", 0x24, True),
+        ("not fwmark 0/0xf lookup 100", 0x25, True),  # all packets with one of these bits
+        ("not fwmark 0/0xf lookup 100", 0x20, False),
+        ("fwmark 0/0xf lookup 100", 0x25, False),
         ("fwmark 0x40/0x40 lookup 100", 0x24, True),
         ("fwmark 5 lookup 100", 5, True),
         ("fwmark 0x4/0x4 lookup 100", 5, True),

@@ -124,6 +124,9 @@ def test_marks_are_unique_and_inside_the_mask(links: set[int], mask: int) -> Non
         (MarkSelector(0x2, 0x2), {2: 1, 3: 4}),
         (MarkSelector(0x4000, 0x4000), {2: 2, 3: 3}),  # kube-proxy
         (MarkSelector(0x40, 0x40), {}),
+        (MarkSelector(0, 0x3), {2: 2, 3: 3}),
+        (MarkSelector(0, 0x3, is_inverted=True), {2: 4, 3: 8}),  # all packets with one of these bits
+        (MarkSelector(0xCA00, 0xFFFFFFFF, is_inverted=True), {2: 2, 3: 3}),  # also packets without a mark
     ],
 )
 def test_new_mark_is_not_one_of_another_program(others: MarkSelector, expected: dict[int, int]) -> None:
