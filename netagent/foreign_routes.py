@@ -146,7 +146,8 @@ class ForeignRoutes:
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self._links.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in _BY_LEASE
-        by_gateway = gateway is None or by_lease or self._gateways.is_gateway_in_main(link, gateway)
+        version = route.destination.version
+        by_gateway = gateway is None or by_lease or self._gateways.is_gateway_in_main(link, gateway, version)
         if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
             by_gateway = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it

@@ -35,7 +35,7 @@ class Gateways:
         self._index: NetworkIndex[IPAddress] = NetworkIndex()  # the same gateways, as /32 or /128
         self._default: dict[int, set[IPAddress]] = defaultdict(set)  # of other programs' default routes, by link
         self._default_families = set[tuple[int, int]]()  # the links and IP versions of these routes
-        self._main: dict[int, set[IPAddress]] = defaultdict(set)  # the same gateways, of main only
+        self._main: dict[tuple[int, int], set[IPAddress]] = defaultdict(set)  # of main, by link and IP version
         self._own: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
 
     def add(self, gateway: IPAddress, link: int) -> None:
@@ -52,7 +52,7 @@ class Gateways:
         self._default[link].add(gateway)
         self._default_families.add((link, version))
         if in_main:
-            self._main[link].add(gateway)
+            self._main[link, version].add(gateway)
 
     def count_own(self, gateway: IPAddress, link: int, change: int) -> None:
         """Count an owned route through this gateway in one of the link's tables, or forget it with -1."""
@@ -62,20 +62,22 @@ class Gateways:
 
     def is_gateway(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self._default[link] or self.is_gateway_in_main(link, gateway):  # 1; 2, 3 and 5
+        if gateway in self._default[link] or self.is_gateway_in_main(link, gateway, gateway.version):  # 1; 2, 3, 5
             return True
         if not is_link_local(single(gateway)):
             return False
         # 4. An own gateway stays one after its advertisement has expired.
         return (link, gateway) in self._routers or self._own[link][gateway] > 0
 
-    def is_gateway_in_main(self, link: int, gateway: IPAddress) -> bool:
+    def is_gateway_in_main(self, link: int, gateway: IPAddress, version: int) -> bool:
         """Return True for the cases 1 (of main only), 2, 3 and 5: other programs' routes through it are the cloud's.
 
         Case 4 and default routes of other tables are not enough for that: every host that forwards has the flag of a
-        router, also a node of a CNI, and another table may send some sources through an appliance.
+        router, also a node of a CNI, and another table may send some sources through an appliance. Nor is a default
+        route of another `version` than that of the routes: any neighbour can advertise itself as an IPv6 router, also
+        the next hop of IPv4 routes (RFC 5549).
         """
-        if gateway in self._main[link] or claims.within(single(gateway), self._allowed):
+        if gateway in self._main[link, version] or claims.within(single(gateway), self._allowed):
             return True
         around = self._networks.learned.containing(link, single(gateway))
         if any(gateway == subnet.network_address + 1 for subnet in around if not is_link_local(subnet)):
@@ -146,4 +148,5 @@ class Gateways:
 
     def of_main_inside(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return the gateway of a default route in main on this link, if it is inside `network`."""
-        return next((each for each in self._main[link] if contains(network, single(each))), None)
+        gateways = self._main[link, network.version]
+        return next((each for each in gateways if contains(network, single(each))), None)

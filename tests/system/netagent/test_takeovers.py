@@ -176,6 +176,16 @@ def test_an_ipv6_gateway_of_ipv4_routes_leaves_no_choice(lab: Lab, hop: str) -> 
     assert verdict(lab, *ops) == "applied"
 
 
+def test_an_advertised_router_is_no_gateway_of_ipv4_routes(lab: Lab) -> None:
+    """A neighbour can advertise itself for a moment, and be the next hop of another program (BGP unnumbered)."""
+    own = address(ifindex(lab, "eth0"), "10.77.3.5/24")
+    lab.batch(["route add 10.77.0.0/16 via inet6 fe80::99 dev eth0 proto bgp"])
+    lab.batch(["route add ::/0 via fe80::99 dev eth0 proto ra expires 1800"])
+    assert "10.77.0.0/16, which another program routes by eth0 via fe80::99" in refused(lab, own)
+    lab.batch(["route add 0.0.0.0/0 via inet6 fe80::99 dev eth0 metric 500"])
+    assert verdict(lab, own) == "applied"
+
+
 @pytest.mark.parametrize("distance", [0, claims.SECOND_TABLE])
 def test_an_operators_route_in_the_links_table_names_the_gateway(lab: Lab, distance: int) -> None:
     on = ifindex(lab, "eth0")
