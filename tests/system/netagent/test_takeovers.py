@@ -151,6 +151,7 @@ def test_a_subnet_of_an_interface_that_is_down_is_left_to_it(lab: Lab, foreign: 
 @pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32", "fd00:3::/128"])
 def test_an_edge_of_another_links_subnet_is_no_address(lab: Lab, text: str) -> None:
     lab.batch(["address add fd00:3::5/64 dev eth1 nodad"])
+    lab.wait_for(lambda: "local fd00:3::5" in lab.run(["ip", "-6", "route", "show", "table", "local"]).stdout)
     assert "broadcast address" in refused(lab, address(ifindex(lab, "eth0"), text))
 
 
