@@ -1,7 +1,7 @@
 """The routes that netagent did not add: those of other programs, and those that the kernel derived. A part of `view`.
 
 They say which networks a link has learned and which gateways are the cloud's, and they may conflict with a claim.
-Requests do not change them.
+Requests do not change them, except that an owned address takes its connected route along; the list keeps that route.
 """
 
 from __future__ import annotations

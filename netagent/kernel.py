@@ -32,9 +32,9 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
-FAMILIES = (socket.AF_INET, socket.AF_INET6)
 ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV6_ROUTE}
 """Multicast group of the routes of each family."""
+FAMILIES = tuple(ROUTE_GROUPS)
 
 Object = TypeVar("Object")
 

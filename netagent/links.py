@@ -20,7 +20,9 @@ class Links:
         self._by_index = {link.index: link for link in links}
         everything = self._by_index.values()
         self.cloud = {each.index for each in everything if _is_cloud(each, settings)}
-        self.excluded = {each.index for each in everything if claims.is_excluded(settings.exclude, each.name, each.mac)}
+        self._excluded = {
+            each.index for each in everything if claims.is_excluded(settings.exclude, each.name, each.mac)
+        }
 
     def get(self, index: int) -> Link | None:
         """Return a link; None if it is newer than the dump of the links, or for 0."""
@@ -53,7 +55,7 @@ class Links:
 
     def is_excluded(self, index: int) -> bool:
         """Return True for a link that Exclude= names."""
-        return index in self.excluded
+        return index in self._excluded
 
     def is_managed(self, index: int) -> bool:
         """Return True for an interface of the cloud that Exclude= does not name."""

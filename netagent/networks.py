@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 
 from . import claims
 from .claims import IPNetwork, is_link_local, is_single
+from .links import Links
 from .network_index import NetworksByLink
 
 
@@ -19,18 +20,18 @@ class Networks:
     - `local_ranges`: routes of type local that no address has (AnyIP).
     """
 
-    def __init__(self, cloud: Set[int], excluded: Set[int]) -> None:
+    def __init__(self, links: Links) -> None:
         self.held, self.learned, self.subnets = NetworksByLink(), NetworksByLink(), NetworksByLink()
         self.own_on_link, self.local_ranges = NetworksByLink(), NetworksByLink()
         self.learned_by_cloud = set[IPNetwork]()  # of interfaces of the cloud that Exclude= does not name
-        self._cloud, self._excluded = cloud, excluded
+        self._links = links
         self._families = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see learn
         self._has_ipv6 = set[int]()  # links that have learned an IPv6 network
 
     def learn(self, link: int, network: IPNetwork) -> None:
         """Count a network of the link from DHCP, a router or an operator. A neighbour can advertise thousands."""
         self.learned.add(link, network)
-        if link in self._cloud and link not in self._excluded:
+        if self._links.is_managed(link):
             self.learned_by_cloud.add(network)
         if is_link_local(network):
             return
@@ -59,4 +60,4 @@ class Networks:
     def nested_elsewhere(self, link: int, network: IPNetwork) -> IPNetwork | None:
         """Return a subnet of another link of the cloud that contains `network` or lies in it."""
         found = self.subnets.elsewhere(link, network)
-        return claims.nested(network, (each for each, other in found if other in self._cloud))
+        return claims.nested(network, (each for each, other in found if self._links.is_cloud(other)))

@@ -370,9 +370,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} is the network's or broadcast address of its subnet")
     if (peer := view.addresses.peer_inside(network)) is not None:
         raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
-    taken = view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, None)
-    if taken is not None:
-        raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
+    check_covered(network, view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, None))
 
 
 def check_on_link(op: RouteReplace, view: View) -> None:
@@ -397,7 +395,11 @@ def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
     check_width(link, network, view)
     if any(True for _ in view.networks.held.overlapping(link, network)):
         return  # the subnet of an address of the link, which may also be that of a resolver (AWS)
-    taken = view.held_elsewhere(link, network) or view.gateways.protected_inside(network, link)
+    check_covered(network, view.held_elsewhere(link, network) or view.gateways.protected_inside(network, link))
+
+
+def check_covered(network: IPNetwork, taken: IPAddress | None) -> None:
+    """Raise Refusal if `network` covers an address that is `taken`."""
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 

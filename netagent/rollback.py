@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from ipaddress import ip_interface
+from typing import TypeVar
 
 from .addresses import uses_ifa_proto
 from .claims import is_single
@@ -40,6 +41,8 @@ from .rtnetlink import IFA_F_SECONDARY, Address
 from .rules import is_main_rule, rule_key
 from .side_effects import AddressCounts, foreign_dependents, is_derived, lost_with_link
 from .view import OwnRoute, View
+
+Found = TypeVar("Found")
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 """The object was removed already (or its link), or added already."""
@@ -109,28 +112,24 @@ class Rollback:
 
     def _acceptable(self, rules: Sequence[RuleAdd]) -> tuple[list[Change], list[Remaining]]:
         """Return the rules that a request could add now, and the others with the reasons."""
-        with contextlib.suppress(MemoryError):
-            view = self._read()
-            if view is not None:
-                missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
-                pending, refused = split_by_policy(missing, check_operation, view)
-                return [*pending], refused
-        return [], [failure(op, None) for op in rules]
+
+        def split(view: View) -> tuple[list[Change], list[Remaining]]:
+            missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
+            pending, refused = split_by_policy(missing, check_operation, view)
+            return [*pending], refused
+
+        return self._read(split) or ([], [failure(op, None) for op in rules])
 
     def _state(self, ops: Sequence[Change]) -> RollbackState | None:
-        """Return the kernel's state for a rollback; None if it cannot be read, or does not fit into memory."""
-        removed = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
-        with contextlib.suppress(MemoryError):
-            view = self._read()
-            if view is not None:
-                return RollbackState(view, self._links, removed, all_applied=self._all_applied)
-        return None
+        """Return the kernel's state for a rollback; None if it cannot be read."""
+        to_remove = {(op.table, op.destination) for op in ops if isinstance(op, RouteRemove)}
+        return self._read(lambda view: RollbackState(view, self._links, to_remove, all_applied=self._all_applied))
 
-    def _read(self) -> View | None:
-        """Return the kernel's state; None if it cannot be read."""
+    def _read(self, use: Callable[[View], Found]) -> Found | None:
+        """Return what `use` makes of the kernel's state; None if it cannot be read, or does not fit into memory."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError, MemoryError):
-                return self._look()
+                return use(self._look())
         return None
 
 

@@ -70,7 +70,7 @@ class View:
         self.settings, self.known, self.snapshot = settings, known, snapshot
         self.links = Links(snapshot.links, settings)
         self.addresses = Addresses(snapshot.addresses, known.owned)
-        self.networks = Networks(self.links.cloud, self.links.excluded)
+        self.networks = Networks(self.links)
         self.gateways = Gateways(
             self.networks, snapshot.routers, settings.allow_gateways, known.resolvers, known.former_gateways
         )
