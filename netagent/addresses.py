@@ -8,16 +8,11 @@ from collections.abc import Iterable, Iterator
 from . import claims
 from .claims import IPAddress, IPNetwork, contains, single
 from .operations import PROTOCOL, IPInterface
-from .rtnetlink import IFA_F_NOPREFIXROUTE, Address
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
 from .side_effects import AddressCounts
 
 OwnedAddresses = frozenset[tuple[int, IPAddress]]
 """Link and address of each owned address, from the ledger."""
-
-
-def uses_ifa_proto(addresses: Iterable[Address]) -> bool:
-    """Return True if the kernel stores IFA_PROTO (Linux 5.18)."""
-    return any(address.protocol is not None for address in addresses)
 
 
 def network_of(address: Address) -> IPNetwork | None:
@@ -30,7 +25,8 @@ class Addresses:
 
     def __init__(self, addresses: Iterable[Address], owned: OwnedAddresses) -> None:
         there = list(addresses)
-        self._tagged, self._owned = uses_ifa_proto(there), owned
+        self.tagged = any(address.protocol is not None for address in there)  # Linux 5.18: the kernel has IFA_PROTO
+        self._owned = owned
         self._all: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
@@ -75,12 +71,16 @@ class Addresses:
 
         Addresses that this request adds have the protocol in any case.
         """
-        in_ledger = not self._tagged and (address.link, address.ip) in self._owned
+        in_ledger = not self.tagged and (address.link, address.ip) in self._owned
         return in_ledger or address.protocol == PROTOCOL
 
     def get(self, link: int, interface: IPInterface) -> Address | None:
         """Return the address of a link with this prefix length."""
         return self._all.get((link, interface.ip, interface.network.prefixlen))
+
+    def all(self) -> list[Address]:
+        """Return all addresses, the first added first; of two that differ in the peer, only one."""
+        return [*self._all.values()]
 
     def owned(self) -> list[Address]:
         """Return the owned addresses, the first added first."""
@@ -102,6 +102,12 @@ class Addresses:
         """Return the link's addresses with the same network, this one included."""
         network = network_of(address)
         return () if network is None else self.in_network(address.link, network)
+
+    def secondary_of(self, address: Address) -> IPAddress | None:
+        """Return an IPv4 address that the kernel may remove with this one (unless promote_secondaries is set)."""
+        if address.ip.version == 6 or address.flags & IFA_F_SECONDARY:
+            return None
+        return next((each.ip for each in self.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
 
     def has_family(self, link: int, version: int) -> bool:
         """Return True if the link has an address of this family."""

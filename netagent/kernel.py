@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from errno import EAFNOSUPPORT, EOPNOTSUPP
+from itertools import groupby
 from typing import TypeVar
 
 from . import rtnetlink
@@ -262,24 +263,30 @@ class Kernel:
                     results[start + each.sequence - first] = each.errno
 
 
-def _batches(ops: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
-    """Yield parts of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink.
+def parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    """Yield parts of `ops`, in which no address is removed after one was added.
 
-    The kernel carries out a whole part, even if an operation fails. With an address that was not added, the removal of
-    another one could remove routes of other programs: so an addition before a removal is in an earlier part.
+    With an address that could not be added, the removal of another one could remove routes of other programs. So the
+    answer to the addition must be known before.
+    """
+    start, has_addition = 0, False
+    for at, op in enumerate(ops):
+        if isinstance(op, AddressRemove) and has_addition:
+            yield ops[start:at]
+            start, has_addition = at, False
+        has_addition = has_addition or isinstance(op, AddressAdd)
+    yield ops[start:]
+
+
+def _batches(ops: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
+    """Yield batches of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink.
+
+    The kernel carries out a whole batch, even if an operation fails: see `parts`.
     """
     start = 0
-    for at, op in enumerate(ops):
-        if isinstance(op, AddressRemove) and any(isinstance(each, AddressAdd) for each in ops[start:at]):
-            yield start, ops[start:at]
-            start = at
-        if isinstance(op, ForwardedReplies):
-            if start < at:
-                yield start, ops[start:at]
-            yield at, ops[at : at + 1]
-            start = at + 1
-        elif at - start == _BATCH - 1:
-            yield start, ops[start : at + 1]
-            start = at + 1
-    if start < len(ops):
-        yield start, ops[start:]
+    for part in parts(ops):
+        for is_table, group in groupby(part, lambda op: isinstance(op, ForwardedReplies)):
+            run, size = list(group), 1 if is_table else _BATCH
+            for at in range(0, len(run), size):
+                yield start + at, run[at : at + size]
+            start += len(run)

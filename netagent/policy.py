@@ -7,7 +7,6 @@ depend on those before it. A check returns the inverse of the operation, or rais
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from . import claims
@@ -16,7 +15,6 @@ from .conflicts import ForeignHop, conflict, is_wide_link_local
 from .keys import Prefixes
 from .operations import (
     BAND,
-    PROTOCOL,
     TABLE_LOCAL,
     TABLE_MAIN,
     AddressAdd,
@@ -36,7 +34,7 @@ from .operations import (
     RuleRemove,
 )
 from .protocol import Code, Refused, Remaining
-from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
+from .rtnetlink import IFA_F_NOPREFIXROUTE, Address
 from .rules import rule_key
 from .side_effects import foreign_dependents
 from .view import OwnRoute, View
@@ -269,10 +267,7 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
     check_room(view)
-    address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
-    if ip.version == 4 and any(True for _ in view.addresses.same_subnet(address)):
-        address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the primary
-    view.add_address(address)
+    view.add_owned(op.link, op.interface, connected_route=op.connected_route)
     return op.inverse()
 
 
@@ -295,31 +290,27 @@ def is_owned_with_other_length(op: AddressAdd, view: View) -> bool:
 
 def check_address_remove(op: AddressRemove, view: View) -> Change:
     """Accept an owned address that no foreign object depends on."""
-    ip = op.interface.ip
     address = view.addresses.get(op.link, op.interface)
     if address is None:
         raise Refusal(f"the link has no {op.interface}")
     if not view.addresses.owns(address):
         raise Refusal(f"cloud-network did not add {op.interface}")
-    secondary = secondary_of(address, view)
-    if secondary is not None:
-        raise Refusal(f"{secondary} may go with {ip}")
-    if dependent := foreign_dependents(address, view.addresses.counts, view.losable_routes):
-        raise Refusal(
-            f"the route to {dependent.destination} in table {dependent.table} depends on {ip}; "
-            "cloud-network did not add it"
-        )
-    if ip.version == 4 and (op.link, 4) in view.static_neighbours and view.addresses.counts.is_last(address):
-        raise Refusal(f"static neighbour entries depend on {ip}, the last IPv4 address of {view.name(op.link)}")
+    if reason := lost_with_address(address, view):
+        raise Refusal(reason)
     view.remove_address(address)
     return op.inverse(connected_route=not address.flags & IFA_F_NOPREFIXROUTE)
 
 
-def secondary_of(address: Address, view: View) -> IPAddress | None:
-    """Return an IPv4 address that the kernel may remove with this one (unless promote_secondaries is set)."""
-    if address.ip.version == 6 or address.flags & IFA_F_SECONDARY:
-        return None
-    return next((each.ip for each in view.addresses.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
+def lost_with_address(address: Address, view: View) -> str | None:
+    """Return which objects the kernel would remove with an owned address and must not, or None."""
+    ip, link = address.ip, view.name(address.link)
+    if (secondary := view.addresses.secondary_of(address)) is not None:
+        return f"{secondary} is a secondary address of {ip} and may go with it"
+    if route := foreign_dependents(address, view.addresses.counts, view.losable_routes):
+        return f"the route to {route.destination} in table {route.table} depends on {ip}; cloud-network did not add it"
+    if ip.version == 4 and (address.link, 4) in view.static_neighbours and view.addresses.counts.is_last(address):
+        return f"static neighbour entries depend on {ip}, the last IPv4 address of {link}"
+    return None
 
 
 def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:

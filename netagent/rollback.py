@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence, Set
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
-from ipaddress import ip_interface
 from typing import TypeVar
 
-from .addresses import uses_ifa_proto
 from .claims import is_single
-from .kernel import Kernel
+from .kernel import Kernel, parts
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
@@ -25,7 +21,6 @@ from .operations import (
     AddressRemove,
     Change,
     ForwardedReplies,
-    IPAddress,
     IPInterface,
     IPNetwork,
     LinkDown,
@@ -35,11 +30,11 @@ from .operations import (
     RouteReplace,
     RuleAdd,
 )
-from .policy import IPV6_MIN_MTU, Refusal, check_link, check_operation, split_by_policy
+from .policy import IPV6_MIN_MTU, Refusal, check_link, check_operation, lost_with_address, split_by_policy
 from .protocol import Remaining
-from .rtnetlink import IFA_F_SECONDARY, Address
+from .rtnetlink import Address
 from .rules import is_main_rule, rule_key
-from .side_effects import AddressCounts, foreign_dependents, is_derived, lost_with_link
+from .side_effects import is_derived, lost_with_link
 from .view import OwnRoute, View
 
 Found = TypeVar("Found")
@@ -84,7 +79,7 @@ class Rollback:
             left = self._carry_out([op for op in ops if not isinstance(op, _GUARDED)])
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
-        for part in _parts(_without_detours(ops)):
+        for part in parts(_without_detours(ops)):
             pending = list[Change]()
             for op in part:
                 if isinstance(op, AddressRemove) and not state.is_still_owned(op):
@@ -159,17 +154,6 @@ def _without_detours(ops: Sequence[Change]) -> list[Change]:
     return [op for at, op in enumerate(ops) if at not in cancelled]
 
 
-def _parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Yield parts of `ops`, in which no address is removed after one was added: see RollbackState.forget."""
-    start, has_addition = 0, False
-    for at, op in enumerate(ops):
-        if isinstance(op, AddressRemove) and has_addition:
-            yield ops[start:at]
-            start, has_addition = at, False
-        has_addition = has_addition or isinstance(op, AddressAdd)
-    yield ops[start:]
-
-
 class RollbackState:
     """The kernel's state, with the operations that the rollback has carried out so far."""
 
@@ -181,27 +165,15 @@ class RollbackState:
         self._losable_routes = view.losable_routes  # computed here: memory may not suffice
         there = {link.index: link.identity for link in view.links.all()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
-        addresses, routes = view.snapshot.addresses, view.snapshot.routes
-        self._foreign = [route for route in routes if not route.is_owned]
-        self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
-        by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
-        self._addresses = {(each.link, each.interface): each for each in by_peer}
-        self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
-        for each in addresses:
-            self._holders[each.ip].add((each.link, each.prefix))
-        self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
-        self._subnets = Counter((each.link, each.network) for each in addresses)  # number of addresses in each
+        self._foreign = [route for route in view.snapshot.routes if not route.is_owned]
         made = (route for route in self._foreign if not is_derived(route))  # derived ones go with their addresses
         self._foreign_places = {(route.table, route.destination) for route in made}
-        self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
-        for each in addresses:
-            if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
-                self._secondaries[each.link, each.network].add(each.ip)
+        self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
 
     def is_still_owned(self, op: AddressRemove) -> bool:
         """Return True if the address still exists and is owned."""
-        address = self._addresses.get((op.link, op.interface))
-        return address is not None and (not self._tagged or address.protocol == PROTOCOL)
+        address = self._view.addresses.get(op.link, op.interface)
+        return address is not None and (not self._view.addresses.tagged or address.protocol == PROTOCOL)
 
     def obstacle(self, op: Change) -> str | None:
         """Return the reason why an operation must not be carried out, or None."""
@@ -209,9 +181,9 @@ class RollbackState:
             return reason
         match op:
             case AddressRemove():
-                return self._dependent(self._addresses[op.link, op.interface])
+                return self._lost_with_address(op)
             case LinkDown():
-                if state := lost_with_link(op.link, self._addresses.values(), self._foreign):
+                if state := lost_with_link(op.link, self._view.addresses.all(), self._foreign):
                     return f"{state} depends on it"
                 if {(op.link, 4), (op.link, 6)} & self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
@@ -220,7 +192,7 @@ class RollbackState:
             case AddressAdd():
                 if (there := self._there(op)) is not None and not self._was_never_removed(there):
                     return "another program has added the address"
-                if any(link != op.link for link, _ in self._holders[op.interface.ip]):
+                if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
                     return "another link has the address now"
             case ForwardedReplies():
                 return next(filter(None, (self._not_changed(mark.link) for mark in op.marks)), None)
@@ -230,7 +202,7 @@ class RollbackState:
                 return "another program has a route to it there now"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
                 routes = [route for route in self._foreign if route.destination.version == 6]
-                if state := lost_with_link(op.link, self._addresses.values(), routes):
+                if state := lost_with_link(op.link, self._view.addresses.all(), routes):
                     return f"{state} depends on it"
                 if (op.link, 6) in self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
@@ -247,36 +219,17 @@ class RollbackState:
         match op:
             case AddressRemove():
                 self.forget(op)
-            case AddressAdd():
-                self._restore(op)
+            case AddressAdd() if self._view.addresses.get(op.link, op.interface) is None:
+                self._view.add_owned(op.link, op.interface, connected_route=op.connected_route)
             case RouteRemove() if (op.table, op.destination) in self._view.own_routes:
                 self._view.remove_route(op.table, op.destination)
             case RouteReplace():
                 self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
 
-    def _restore(self, op: AddressAdd) -> None:
-        """Count an address as added, unless it is there already."""
-        if (op.link, op.interface) in self._addresses:
-            return
-        ip, network = op.interface.ip, op.interface.network
-        address = Address(op.link, ip, network.prefixlen, 0, PROTOCOL)
-        if ip.version == 4 and self._subnets[op.link, network]:
-            address = replace(address, flags=IFA_F_SECONDARY)
-            self._secondaries[op.link, network].add(ip)
-        self._addresses[op.link, op.interface] = address
-        self._holders[ip].add((op.link, network.prefixlen))
-        self._subnets[op.link, network] += 1
-        self._counts.add(address)
-
     def forget(self, op: AddressAdd | AddressRemove) -> None:
         """Count an owned address as removed, or as not restored."""
-        address = self._addresses.pop((op.link, op.interface), None)
-        if address is None:
-            return
-        self._holders[address.ip].discard((address.link, address.prefix))
-        self._counts.add(address, -1)
-        self._subnets[address.link, address.network] -= 1
-        self._secondaries[address.link, address.network].discard(address.ip)
+        if (address := self._view.addresses.get(op.link, op.interface)) is not None:
+            self._view.remove_address(address)
 
     def _not_changed(self, link: int) -> str | None:
         """Return the reason why a rollback must not change the link, except for removals."""
@@ -291,40 +244,33 @@ class RollbackState:
 
     def _there(self, op: AddressAdd) -> Address | None:
         """Return the link's address that prevents this addition: with IPv4, an owned one may have another length."""
-        ip, wanted = op.interface.ip, op.interface.network.prefixlen
-        lengths = [length for link, length in self._holders[ip] if link == op.link]
-        found = [self._addresses[op.link, ip_interface((ip, length))] for length in lengths]
-        equal = [each for each in found if each.prefix == wanted or ip.version == 6]
-        foreign = [each for each in found if self._tagged and each.protocol != PROTOCOL]
-        return next(iter((*equal, *foreign)), None)
+        addresses = self._view.addresses
+        if (equal := addresses.get(op.link, op.interface)) is not None:
+            return equal
+        is_ipv6 = op.interface.version == 6
+        there = addresses.entries(op.link, op.interface.ip)
+        return next((each for each in there if is_ipv6 or (addresses.tagged and each.protocol != PROTOCOL)), None)
 
     def _was_never_removed(self, address: Address) -> bool:
         """Return True if an address that must be restored is there already and owned: the request did not remove it.
 
         Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
         """
-        return address.protocol == PROTOCOL if self._tagged else not self._all_applied
+        return address.protocol == PROTOCOL if self._view.addresses.tagged else not self._all_applied
 
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""
-        return is_single(network) and bool(self._holders[network.network_address])
+        return is_single(network) and bool(self._view.addresses.holders(network.network_address))
 
-    def _dependent(self, address: Address) -> str | None:
-        """Return a description of an object that the kernel would remove with an owned address, or None."""
-        route = foreign_dependents(address, self._counts, self._losable_routes)
-        last = address.ip.version == 4 and self._counts.is_last(address)
-        if last and (address.link, 4) in self._view.static_neighbours:
-            return "static neighbour entries of the link depend on it"
-        if last and (kept := self._own_route(address.link)):
+    def _lost_with_address(self, op: AddressRemove) -> str | None:
+        """Return which objects the kernel would remove with an address that must be removed, and must not; or None."""
+        address = self._view.addresses.get(op.link, op.interface)
+        if address is None:
+            return None
+        last = op.interface.version == 4 and self._view.addresses.counts.is_last(address)
+        if last and (kept := self._own_route(op.link)):
             return f"the route to {kept} depends on it and stays"
-        if route is not None:
-            return (
-                f"the route to {route.destination} in table {route.table} depends on it; cloud-network did not add it"
-            )
-        secondaries = self._secondaries[address.link, address.network]
-        if secondaries and address.ip.version == 4 and not address.flags & IFA_F_SECONDARY:
-            return f"{min(secondaries)} is its secondary and may go with it"
-        return None
+        return lost_with_address(address, self._view)
 
     def _own_route(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""

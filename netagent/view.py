@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from . import claims
@@ -14,8 +14,8 @@ from .foreign_routes import ForeignRoutes
 from .gateways import Gateways
 from .links import Links
 from .networks import Networks
-from .operations import TABLE_LOCAL, IPAddress, IPNetwork, LinkMark, RouteReplace
-from .rtnetlink import Address, Link, NextHop, Route, Rule
+from .operations import PROTOCOL, TABLE_LOCAL, IPAddress, IPInterface, IPNetwork, LinkMark, RouteReplace
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address, Link, NextHop, Route, Rule
 from .rules import Rules
 from .settings import Settings
 from .side_effects import LosableRoutes, losable
@@ -128,6 +128,14 @@ class View:
         self.networks.held.add(address.link, single(address.ip))
         if (network := network_of(address)) is not None:
             self.networks.subnets.add(address.link, network)
+
+    def add_owned(self, link: int, interface: IPInterface, *, connected_route: bool) -> None:
+        """Count an address that netagent adds."""
+        ip, prefix = interface.ip, interface.network.prefixlen
+        address = Address(link, ip, prefix, 0 if connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
+        if ip.version == 4 and any(True for _ in self.addresses.same_subnet(address)):
+            address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the primary
+        self.add_address(address)
 
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""

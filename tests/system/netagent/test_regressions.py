@@ -26,7 +26,7 @@ def test_rollback_restores_the_secondary_address_of_a_subnet(lab: Lab, wire: Wir
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"
     gone = address(on, "10.0.2.10/24", "address_remove")
-    assert wire.apply(gone)["reason"] == "10.0.2.12 may go with 10.0.2.10"
+    assert wire.apply(gone)["reason"] == "10.0.2.12 is a secondary address of 10.0.2.10 and may go with it"
     first = address(on, "10.0.2.12/24", "address_remove")
     assert wire.apply(first, gone, confirm_within=60, request="open")["verdict"] == "applied"
     assert wire.ask(request="rollback", id="open")["verdict"] == "rolled back"

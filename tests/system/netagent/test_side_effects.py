@@ -86,7 +86,7 @@ def test_a_rollback_keeps_a_secondary_of_another_program(lab: Lab) -> None:
         assert answer["verdict"] == "applied"
         lab.batch(["address add 10.9.2.77/24 dev eth0"])
         left = wire.ask(request="rollback", id="open")["not_undone"]
-    assert [each["reason"] for each in left] == ["10.9.2.77 is its secondary and may go with it"]
+    assert [each["reason"] for each in left] == ["10.9.2.77 is a secondary address of 10.9.2.10 and may go with it"]
     assert "10.9.2.77/24" in kernel_state(lab)["addresses"]
 
 
@@ -391,7 +391,7 @@ def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
 def test_a_secondary_by_its_peer_stays(lab: Lab, wire: Wire, how: str) -> None:
     """For the kernel, the network of a point-to-point address is that of its peer."""
     foreign = "address add 10.1.1.1 peer 10.9.9.1/24 dev eth0"
-    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.1.1.1 may go with")
+    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.1.1.1 is a secondary address of 10.9.9.5")
     assert "10.1.1.1 peer 10.9.9.1/24" in kernel_state(lab)["addresses"]
 
 
