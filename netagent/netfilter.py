@@ -13,7 +13,6 @@ from .rtnetlink import (
     DUMP_ATTEMPTS,
     MAX_DATAGRAM,
     NETLINK_CAP_ACK,
-    NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
     NLMSG_DONE,
@@ -56,12 +55,11 @@ class Netfilter:
 
     def marks(self, mask: int) -> tuple[LinkMark, ...]:
         """Return the marks of the table; none if it is missing or incomplete. Raises NetfilterError."""
-        get = nftables.GET_BASE_CHAIN
-        chain = self._exchange([Packed(get.kind, NLM_F_ACK, get.body)])
-        for each in chain:
+        answers = self._exchange(nftables.GET_BASE_CHAINS)
+        for each in answers:
             if each.kind == NLMSG_ERROR and each.errno not in (0, ENOENT):
                 raise NetfilterError(each.errno, "nftables: read the table cloud_network")
-        if not any(each.kind != NLMSG_ERROR and nftables.is_base_chain(each.body) for each in chain):
+        if not nftables.has_base_chains([each.body for each in answers if each.kind != NLMSG_ERROR]):
             return ()
         found = (nftables.decode_rule(body) for body in self._dump(nftables.DUMP_RULES))
         return nftables.marks_of([rule for rule in found if rule is not None], mask)

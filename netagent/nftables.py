@@ -7,24 +7,31 @@
         chain published {
             ct mark & MASK == MARK meta mark set meta mark & ~MASK | MARK | ARRIVAL  for each link
         }
-        chain originals {
-            ct mark & MASK == MARK meta mark & MASK == MARK meta mark set meta mark & ~MASK  for each link
+        chain unmark {
+            ct mark & MASK == MARK meta mark & LINKS == MARK meta mark set meta mark & ~MASK  for each link
         }
         chain prerouting {
             type filter hook prerouting priority dstnat + 1; policy accept;
             ct direction reply ct mark & MASK != 0 goto replies
             iif LINK ct state new ct mark set ct mark & ~MASK | MARK                 for each link
             ct status dnat ct mark & MASK != 0 goto published
-            ct mark & MASK != 0 goto originals
+            ct mark & MASK != 0 goto unmark
+        }
+        chain forward {
+            type filter hook forward priority mangle - 1; policy accept;
+            ct mark & MASK != 0 goto unmark
         }
     }
 
 The connection mark stores the link on which a connection arrived. Replies get this mark before they are routed, while
-they still have the container's address. Packets that arrive for a published port also get the highest bit of the mask:
-the strict reverse path filter looks up the route back with the packet's mark (net.ipv4.conf.*.src_valid_mark=1). The
-chain's priority is after NAT, which sets `ct status dnat`, and after mangle chains, in which other programs restore
-whole connection marks (wg-quick, for example). Other packets of a connection's original direction lose this mark again:
-they would be routed by the table of the link on which they arrive, instead of into a VPN.
+they still have the container's address. Packets that arrive for a published port also get ARRIVAL, the highest bit of
+the mask (LINKS are the others): the strict reverse path filter looks up the route back with the packet's mark
+(net.ipv4.conf.*.src_valid_mark=1). The priority of `prerouting` is after NAT, which sets `ct status dnat`, and after
+mangle chains, in which other programs restore whole connection marks (wg-quick, for example).
+
+`unmark` removes these marks: from other packets of a connection's original direction, which would be routed by the
+table of the link on which they arrive, instead of into a VPN; and from packets that are routed, because the outer
+packet of a tunnel (VXLAN, for example) inherits the mark and would be routed by it, too.
 
 No name, number or expression of this table comes from a client, except the links and their marks. Names and layouts are
 those of linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h; attributes are big-endian, register data is in the
@@ -37,7 +44,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
 
-from .claims import arrival_mark
+from .claims import arrival_mark, mark_bits
 from .operations import MAX_MARK, LinkMark
 from .rtnetlink import NLM_F_ACK, NLM_F_CREATE, RTATTR, U32, Packed, parse_attributes
 
@@ -50,7 +57,7 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE = 0, 2
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 3, 4, 6, 7
 NFPROTO_UNSPEC, NFPROTO_INET = 0, 1
-NF_INET_PRE_ROUTING, NF_ACCEPT = 0, 1
+NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_ACCEPT = 0, 2, 1
 NFTA_LIST_ELEM = 1
 NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
@@ -70,12 +77,11 @@ NFT_META_MARK, NFT_META_IIF = 3, 4
 NF_CT_STATE_NEW = 8  # NF_CT_STATE_BIT(IP_CT_NEW)
 IP_CT_DIR_REPLY = 1
 IPS_DST_NAT = 32
-NF_IP_PRI_NAT_DST = -100
+NF_IP_PRI_MANGLE, NF_IP_PRI_NAT_DST = -150, -100
 
-TABLE, PREROUTING = b"cloud_network\0", b"prerouting\0"
-REPLIES, PUBLISHED, ORIGINALS = b"replies\0", b"published\0", b"originals\0"
-PRIORITY = NF_IP_PRI_NAT_DST + 1
-_ORDER = (REPLIES, PUBLISHED, ORIGINALS, PREROUTING)
+TABLE, PREROUTING, FORWARD = b"cloud_network\0", b"prerouting\0", b"forward\0"
+REPLIES, PUBLISHED, UNMARK = b"replies\0", b"published\0", b"unmark\0"
+_ORDER = (REPLIES, PUBLISHED, UNMARK, PREROUTING, FORWARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +182,10 @@ def _packet_rule(chain: bytes, each: LinkMark, mask: int, bits: int) -> Rule:
     return Rule(chain, (*_has_mark("ct", NFT_CT_MARK, each, mask), *_set_bits("meta", NFT_META_MARK, mask, bits)))
 
 
-def _original_rule(each: LinkMark, mask: int) -> Rule:
-    has_both = *_has_mark("ct", NFT_CT_MARK, each, mask), *_has_mark("meta", NFT_META_MARK, each, mask)
-    return Rule(ORIGINALS, (*has_both, *_set_bits("meta", NFT_META_MARK, mask, 0)))
+def _unmark_rule(each: LinkMark, mask: int) -> Rule:
+    connection = _has_mark("ct", NFT_CT_MARK, each, mask)
+    packet = _has_mark("meta", NFT_META_MARK, each, mark_bits(mask))
+    return Rule(UNMARK, (*connection, *packet, *_set_bits("meta", NFT_META_MARK, mask, 0)))
 
 
 def _has_mark(kind: str, key: int, each: LinkMark, mask: int) -> tuple[Attribute, ...]:
@@ -191,42 +198,42 @@ def _arrival_rule(each: LinkMark, mask: int) -> Rule:
     return Rule(PREROUTING, (*is_link, *is_new, *_set_bits("ct", NFT_CT_MARK, mask, each.mark)))
 
 
-def _goto_rule(chain: bytes, mask: int, *condition: Attribute) -> Rule:
+def _goto_rule(chain: bytes, target: bytes, mask: int, *condition: Attribute) -> Rule:
     is_marked = _load("ct", NFT_CT_MARK), _bitwise(mask, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
-    return Rule(PREROUTING, (*condition, *is_marked, _goto(chain)))
+    return Rule(chain, (*condition, *is_marked, _goto(target)))
 
 
 def rules(marks: Sequence[LinkMark], mask: int) -> list[Rule]:
-    """Return the rules of the table in the order in which the kernel lists them: by chain."""
+    """Return the rules of the table, by chain in the order of _ORDER."""
     replies = [_packet_rule(REPLIES, each, mask, each.mark) for each in marks]
     published = [_packet_rule(PUBLISHED, each, mask, arrival_mark(each.mark, mask)) for each in marks]
-    originals = [_original_rule(each, mask) for each in marks]
+    unmark = [_unmark_rule(each, mask) for each in marks]
     is_reply = _load("ct", NFT_CT_DIRECTION), _compare(NFT_CMP_EQ, bytes([IP_CT_DIR_REPLY]))
     is_dnat = _load("ct", NFT_CT_STATUS), _bitwise(IPS_DST_NAT, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
-    first = _goto_rule(REPLIES, mask, *is_reply)
-    last = _goto_rule(PUBLISHED, mask, *is_dnat), _goto_rule(ORIGINALS, mask)
-    return [*replies, *published, *originals, first, *(_arrival_rule(each, mask) for each in marks), *last]
+    arriving = (
+        _goto_rule(PREROUTING, REPLIES, mask, *is_reply),
+        *(_arrival_rule(each, mask) for each in marks),
+        _goto_rule(PREROUTING, PUBLISHED, mask, *is_dnat),
+        _goto_rule(PREROUTING, UNMARK, mask),
+    )
+    return [*replies, *published, *unmark, *arriving, _goto_rule(FORWARD, UNMARK, mask)]
 
 
-BASE_CHAIN = (
-    Attribute(NFTA_CHAIN_TABLE, TABLE),
-    Attribute(NFTA_CHAIN_NAME, PREROUTING),
-    Attribute(
-        NFTA_CHAIN_HOOK,
-        (
-            _be32(NFTA_HOOK_HOOKNUM, NF_INET_PRE_ROUTING),
-            Attribute(NFTA_HOOK_PRIORITY, SBE32.pack(PRIORITY)),
-        ),
-    ),
-    _be32(NFTA_CHAIN_POLICY, NF_ACCEPT),
-    Attribute(NFTA_CHAIN_TYPE, b"filter\0"),
+def _chain(name: bytes, *more: Attribute) -> tuple[Attribute, ...]:
+    return Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, name), *more
+
+
+def _base_chain(name: bytes, hook: int, priority: int) -> tuple[Attribute, ...]:
+    where = _be32(NFTA_HOOK_HOOKNUM, hook), Attribute(NFTA_HOOK_PRIORITY, SBE32.pack(priority))
+    policy, kind = _be32(NFTA_CHAIN_POLICY, NF_ACCEPT), Attribute(NFTA_CHAIN_TYPE, b"filter\0")
+    return _chain(name, Attribute(NFTA_CHAIN_HOOK, where), policy, kind)
+
+
+BASE_CHAINS = (
+    _base_chain(PREROUTING, NF_INET_PRE_ROUTING, NF_IP_PRI_NAT_DST + 1),
+    _base_chain(FORWARD, NF_INET_FORWARD, NF_IP_PRI_MANGLE - 1),
 )
-CHAINS = (
-    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, REPLIES)),
-    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, PUBLISHED)),
-    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, ORIGINALS)),
-    BASE_CHAIN,
-)
+CHAINS = (*map(_chain, (REPLIES, PUBLISHED, UNMARK)), *BASE_CHAINS)
 
 
 # Messages.
@@ -264,16 +271,17 @@ def _new_rule(rule: Rule) -> Packed:
     return _message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (*where, expressions))
 
 
-GET_BASE_CHAIN = _message(NFT_MSG_GETCHAIN, 0, BASE_CHAIN[:2])
+GET_BASE_CHAINS = tuple(_message(NFT_MSG_GETCHAIN, NLM_F_ACK, each[:2]) for each in BASE_CHAINS)
 DUMP_RULES = _message(NFT_MSG_GETRULE, 0, (Attribute(NFTA_RULE_TABLE, TABLE),))
 
 
 # Reading.
 
 
-def is_base_chain(body: bytes) -> bool:
-    """Return True if an answer to GET_BASE_CHAIN is BASE_CHAIN, with its hook and priority."""
-    return Attribute(0, BASE_CHAIN).is_in(body[NFGENMSG.size :])
+def has_base_chains(answers: Sequence[bytes]) -> bool:
+    """Return True if the answers to GET_BASE_CHAINS are BASE_CHAINS, with their hooks and priorities."""
+    found = [each[NFGENMSG.size :] for each in answers]
+    return all(any(Attribute(0, chain).is_in(each) for each in found) for chain in BASE_CHAINS)
 
 
 def decode_rule(body: bytes) -> Rule | None:

@@ -97,7 +97,7 @@ def test_the_rules_and_the_table_are_those_of_the_documentation(lab: Lab) -> Non
 
 def test_bits_of_other_programs_stay_in_both_marks(lab: Lab) -> None:
     """`table inet other` sets 0x4000 in the connection's mark, and 0x8000 in every packet's."""
-    counters = "add table inet seen\nadd chain inet seen c { type filter hook postrouting priority 0; }\n"
+    counters = "add table inet seen\nadd chain inet seen c { type filter hook forward priority raw; }\n"
     conditions = ["ct mark & 0x4000 == 0x4000", "meta mark & 0x8000 == 0x8000"]
     links = [int(ip(lab, "link", "show", "dev", nic.name)[0]["ifindex"]) for nic in lab.nics]
     for link in links:

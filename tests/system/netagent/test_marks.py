@@ -51,9 +51,9 @@ table inet cloud_network {{
     ct mark & 0x7f == 0x1 meta mark set meta mark & 0xffffff80 | 0x41
     ct mark & 0x7f == 0x2 meta mark set meta mark & 0xffffff80 | 0x42
   }}
-  chain originals {{
-    ct mark & 0x7f == 0x1 meta mark & 0x7f == 0x1 meta mark set meta mark & 0xffffff80
-    ct mark & 0x7f == 0x2 meta mark & 0x7f == 0x2 meta mark set meta mark & 0xffffff80
+  chain unmark {{
+    ct mark & 0x7f == 0x1 meta mark & 0x3f == 0x1 meta mark set meta mark & 0xffffff80
+    ct mark & 0x7f == 0x2 meta mark & 0x3f == 0x2 meta mark set meta mark & 0xffffff80
   }}
   chain prerouting {{
     type filter hook prerouting priority dstnat + 1; policy accept;
@@ -61,7 +61,11 @@ table inet cloud_network {{
     iif {0} ct state new ct mark set ct mark & 0xffffff80 | 0x1
     iif {1} ct state new ct mark set ct mark & 0xffffff80 | 0x2
     ct status dnat ct mark & 0x7f != 0 goto published
-    ct mark & 0x7f != 0 goto originals
+    ct mark & 0x7f != 0 goto unmark
+  }}
+  chain forward {{
+    type filter hook forward priority mangle - 1; policy accept;
+    ct mark & 0x7f != 0 goto unmark
   }}
 }}
 """
@@ -146,6 +150,8 @@ def without_handles(text: str) -> str:
         "flush chain inet cloud_network replies",
         "add rule inet cloud_network replies counter",
         "insert rule inet cloud_network prerouting accept",
+        "flush chain inet cloud_network forward",
+        "flush chain inet cloud_network forward; delete chain inet cloud_network forward",
         "add chain inet cloud_network more; add rule inet cloud_network more drop",
     ],
 )
@@ -360,6 +366,41 @@ def test_clients_of_a_vpn_router_stay_in_the_vpn() -> None:
         client.batch(["route add 198.51.100.0/24 via 10.0.1.10"])
         client.run(["/usr/bin/python3", "-c", SENDS])
         counters = lab.run(["nft", "list", "table", "ip", "wg-quick-wg0"]).stdout
+        assert re.findall(r"counter packets (\d+)", counters) == ["3", "0"]
+
+
+PUBLISHES = """
+table ip published {
+  chain prerouting { type nat hook prerouting priority dstnat; udp dport 9 dnat to 10.99.0.2:80; }
+  chain output {
+    type filter hook output priority 0;
+    udp dport 4789 oifname "eth1" counter
+    udp dport 4789 oifname != "eth1" counter
+  }
+}
+"""
+
+
+def test_outer_packets_of_an_overlay_keep_their_route() -> None:
+    """Packets to a published container have the mark of the interface on which they arrive. VXLAN inherits marks."""
+    with Lab(Spec.aws(interfaces=2)) as lab:
+        lab.write_config(f'{CONFIG}[Network]\nForwardedReplies = "mark"\n')
+        start(lab)
+        lab.batch(["link set eth0 up", "address add 10.0.2.10/24 dev eth0"])
+        lab.run(["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])  # no multicast on the new link
+        lab.batch(["link add overlay type vxlan id 5 local 10.0.1.10 remote 198.51.100.9 dstport 4789"])
+        lab.batch(["address add 10.99.0.1/24 dev overlay", "link set overlay up"])
+        lab.batch(["neigh add 10.99.0.2 lladdr 02:00:00:00:99:02 dev overlay nud permanent"])
+        lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"])
+        lab.run(["nft", "-f", "-"], stdin=PUBLISHES)
+        on = ifindex(lab, "eth0")
+        own_table = route(on, "0.0.0.0/0", "10.0.2.1")
+        marked = (mark_rule(on, 1 | bit, priority=31020, suppress=False) for bit in (0, ARRIVAL))
+        with Wire(lab) as wire:
+            answer = wire.apply(table((on, 1)), own_table, main_rule(), *marked)
+            assert answer["verdict"] == "applied", answer
+        lab.neighbours[1].run(["/usr/bin/python3", "-c", SENDS.replace("198.51.100.10", "10.0.2.10")])
+        counters = lab.run(["nft", "list", "table", "ip", "published"]).stdout
         assert re.findall(r"counter packets (\d+)", counters) == ["3", "0"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cloud_network.netagent import nftables
-from cloud_network.netagent.nftables import ORIGINALS, PREROUTING, PUBLISHED, REPLIES
+from cloud_network.netagent.nftables import FORWARD, PREROUTING, PUBLISHED, REPLIES, UNMARK
 from cloud_network.netagent.operations import LinkMark
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +73,15 @@ def packed_rule(chain: str, *expressions: Any) -> bytes:
     return encoded(nft_rule_msg(), [*where, ("NFTA_RULE_EXPRESSIONS", list(expressions))])
 
 
+def packed_base_chain(name: str, hook: int, priority: int) -> bytes:
+    where = {"attrs": [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", priority)]}
+    named: Attributes = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", name)]
+    return encoded(
+        nft_chain_msg(),
+        [*named, ("NFTA_CHAIN_HOOK", where), ("NFTA_CHAIN_POLICY", 1), ("NFTA_CHAIN_TYPE", "filter")],
+    )
+
+
 @given(link=number, mark=st.integers(1, 63))
 @settings(deadline=None)
 def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
@@ -81,9 +90,7 @@ def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
     marked = load("ct", 3), bitwise(mask, 0), compare(1, u32(0))
     unmarked = load("meta", 3), bitwise(other, 0), store("meta", 3)
     table: Attributes = [("NFTA_TABLE_NAME", TABLE)]
-    hook = {"attrs": [("NFTA_HOOK_HOOKNUM", 0), ("NFTA_HOOK_PRIORITY", -99)]}
     in_table: Attributes = [("NFTA_CHAIN_TABLE", TABLE)]
-    base = [("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", 1), ("NFTA_CHAIN_TYPE", "filter")]
     wanted = [
         (0x10, 0, encoded(nfgen_msg(), [], family=0, res_id=10)),
         (0xA00, 0x400, encoded(nft_table_msg(), table)),
@@ -91,14 +98,15 @@ def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
         (0xA00, 0x400, encoded(nft_table_msg(), table)),
         (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "replies")])),
         (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "published")])),
-        (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "originals")])),
-        (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "prerouting"), *base])),
+        (0xA03, 0x400, encoded(nft_chain_msg(), [*in_table, ("NFTA_CHAIN_NAME", "unmark")])),
+        (0xA03, 0x400, packed_base_chain("prerouting", 0, -99)),
+        (0xA03, 0x400, packed_base_chain("forward", 2, -151)),
         (0xA06, 0xC00, packed_rule("replies", *packet, bitwise(other, mark), store("meta", 3))),
         (0xA06, 0xC00, packed_rule("published", *packet, bitwise(other, mark | 0x40), store("meta", 3))),
         (
             0xA06,
             0xC00,
-            packed_rule("originals", *packet, bitwise(mask, 0), compare(0, u32(mark)), *unmarked),
+            packed_rule("unmark", *packet, bitwise(0x3F, 0), compare(0, u32(mark)), *unmarked),
         ),
         (0xA06, 0xC00, packed_rule("prerouting", load("ct", 1), compare(0, b"\1"), *marked, goto("replies"))),
         (
@@ -115,7 +123,8 @@ def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
             0xC00,
             packed_rule("prerouting", load("ct", 2), bitwise(32, 0), compare(1, u32(0)), *marked, goto("published")),
         ),
-        (0xA06, 0xC04, packed_rule("prerouting", *marked, goto("originals"))),  # NLM_F_ACK
+        (0xA06, 0xC00, packed_rule("prerouting", *marked, goto("unmark"))),
+        (0xA06, 0xC04, packed_rule("forward", *marked, goto("unmark"))),  # NLM_F_ACK
         (0x11, 0, encoded(nfgen_msg(), [], family=0, res_id=10)),
     ]
     found = nftables.replacement((LinkMark(link, mark),), mask)
@@ -146,7 +155,7 @@ def test_marks_are_read_back(found: list[int], shift: int) -> None:
     assert nftables.marks_of([*rules, rules[0]], mask) == ()
 
 
-@pytest.mark.parametrize("chain", [REPLIES, PUBLISHED, ORIGINALS, PREROUTING])
+@pytest.mark.parametrize("chain", [REPLIES, PUBLISHED, UNMARK, PREROUTING, FORWARD])
 def test_a_foreign_rule_makes_the_table_incomplete(chain: bytes) -> None:
     marks = (LinkMark(2, 1), LinkMark(3, 2))
     drop = nftables.Rule(chain, nftables.rules(marks, 0x7F)[0].expressions[:1])
