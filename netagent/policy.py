@@ -42,6 +42,8 @@ from .view import OwnRoute, View
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
 MAX_RULES = 8192
 """Limit of owned rules. The kernel tries all rules for each packet: 24,576 rules made sending 130 times slower."""
+MAX_ADDRESSES = 4096
+"""Limit of owned addresses, as that of the fetcher. The kernel compares all IPv6 addresses to choose a source."""
 
 MAIN_RULE = "lookup main suppress_prefixlength 0"
 
@@ -266,6 +268,8 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
+    if view.addresses.number_owned >= MAX_ADDRESSES:
+        raise Refusal(f"cloud-network has {MAX_ADDRESSES} addresses already")
     check_room(view)
     view.add_owned(op.link, op.interface, connected_route=op.connected_route)
     return op.inverse()

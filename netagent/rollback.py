@@ -34,7 +34,7 @@ from .policy import IPV6_MIN_MTU, Refusal, check_link, check_operation, lost_wit
 from .protocol import Remaining
 from .rtnetlink import Address
 from .rules import is_main_rule, rule_key
-from .side_effects import is_derived, lost_with_link
+from .side_effects import is_derived, lost_with_link, subnets_of
 from .view import OwnRoute, View
 
 Found = TypeVar("Found")
@@ -165,9 +165,9 @@ class RollbackState:
         self._losable_routes = view.losable_routes  # computed here: memory may not suffice
         there = {link.index: link.identity for link in view.links.all()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
-        self._foreign = [route for route in view.snapshot.routes if not route.is_owned]
-        made = (route for route in self._foreign if not is_derived(route))  # derived ones go with their addresses
-        self._foreign_places = {(route.table, route.destination) for route in made}
+        subnets = subnets_of(view.snapshot.addresses)
+        self._foreign = [each for each in view.snapshot.routes if not is_derived(each, subnets)]
+        self._foreign_places = {(route.table, route.destination) for route in self._foreign}
         self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
 
     def is_still_owned(self, op: AddressRemove) -> bool:
@@ -200,6 +200,8 @@ class RollbackState:
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
+            case LinkMtu() if self._view.links.get(op.link) is None:
+                return "the link is gone; in another network namespace it keeps its MTU"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
                 routes = [route for route in self._foreign if route.destination.version == 6]
                 if state := lost_with_link(op.link, self._view.addresses.all(), routes):

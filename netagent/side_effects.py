@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from . import rtnetlink
@@ -13,6 +13,10 @@ from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3  # IFA_PROTO of router advertisements, and of automatic link-local addresses
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
+
+
+Subnets = Set[tuple[int, IPAddress, IPNetwork]]
+"""The places of connected routes: see subnets_of."""
 
 
 class AddressCounts:
@@ -56,7 +60,7 @@ def losable(routes: Iterable[Route], addresses: Iterable[Address]) -> LosableRou
     by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
     by_prefix, instead = dict[tuple[int, IPNetwork], Route](), dict[tuple[int, IPNetwork], Route]()
     connected = set[tuple[int, IPNetwork]]()
-    held = {(address.link, address.ip) for address in addresses}
+    subnets = subnets_of(addresses)
     for route in routes:
         on_link = [(hop.link, route.destination) for hop in route.hops if hop.gateway is None]
         if is_prefix_route(route):
@@ -65,10 +69,11 @@ def losable(routes: Iterable[Route], addresses: Iterable[Address]) -> LosableRou
                 by_prefix.update(dict.fromkeys(on_link, route))
         elif route.table != TABLE_LOCAL:
             connected.update(on_link)
-        derived = is_derived(route)
-        if route.source is not None and not (derived and (route.hops[0].link, route.source) in held):
+        if is_derived(route, subnets):
+            continue
+        if route.source is not None:
             by_source[route.source] = route
-        if route.destination.version == 4 and not derived:
+        if route.destination.version == 4:
             by_link.update({hop.link: route for hop in route.hops})
     instead = {place: route for place, route in instead.items() if place not in connected}
     return LosableRoutes(by_source, by_link, by_prefix, instead)
@@ -103,24 +108,34 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableR
     return found
 
 
-def is_derived(route: Route) -> bool:
+def subnets_of(addresses: Iterable[Address]) -> Subnets:
+    """Return the link, the address and the subnet of each address: the places of the kernel's connected routes."""
+    return {(each.link, each.ip, each.network) for each in addresses}
+
+
+def is_derived(route: Route, subnets: Subnets) -> bool:
     """Return True for a route that the kernel or a router made, and for an owned route.
 
-    Other programs, too, use the protocol `kernel`; the kernel's own routes have no gateway, and with IPv4 a source.
-    Those of router advertisements (`ra`) are IPv6 routes without a source.
+    Other programs, too, use the protocol `kernel`. The kernel's own routes have no gateway, and with IPv4 an address as
+    source; outside of table local, they lead to its subnet. Those of router advertisements (`ra`) are IPv6 routes
+    without a source.
     """
-    is_ipv6 = route.destination.version == 6
-    on_link = all(hop.gateway is None for hop in route.hops)
-    by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and on_link and (is_ipv6 or route.source is not None)
-    by_router = route.protocol == rtnetlink.RTPROT_RA and is_ipv6 and route.source is None
+    link, source, destination = route.hops[0].link, route.source, route.destination
+    if source is None:
+        by_kernel = destination.version == 6
+    else:
+        by_kernel = route.table == TABLE_LOCAL or (link, source, destination) in subnets
+    by_kernel = by_kernel and route.protocol == rtnetlink.RTPROT_KERNEL
+    by_kernel = by_kernel and all(hop.gateway is None for hop in route.hops)
+    by_router = route.protocol == rtnetlink.RTPROT_RA and destination.version == 6 and source is None
     return by_kernel or by_router or route.is_owned
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
-    """Return an IPv6 address or a foreign route that the kernel would remove when the link is set down, or None.
+    """Return an IPv6 address, or one of `routes`, that the kernel would remove when the link is set down, or None.
 
-    IPv4 addresses stay on a link that is down. The kernel adds automatic addresses again. Before Linux 5.18, every
-    link-local address counts as automatic.
+    `routes` are those that the kernel does not add again: see is_derived. IPv4 addresses stay on a link that is down.
+    The kernel adds automatic addresses again. Before Linux 5.18, every link-local address counts as automatic.
     """
     there = list(addresses)
     link_local = (IFAPROT_KERNEL_LL,) if any(each.protocol is not None for each in there) else (None,)
@@ -130,6 +145,6 @@ def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Rou
         if address.link == link and address.ip.version == 6 and not returns:
             return f"{address.ip}/{address.prefix}"
     for route in routes:
-        if not is_derived(route) and any(hop.link == link for hop in route.hops):
+        if any(hop.link == link for hop in route.hops):
             return f"the route to {route.destination}"
     return None

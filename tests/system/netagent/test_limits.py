@@ -96,12 +96,11 @@ def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
     timeout.
     """
     on = ifindex(lab, "eth0")
-    subnets = [address(on, f"10.{64 + (at >> 14)}.{at >> 6 & 255}.{at % 64 * 4 + 1}/30") for at in range(8000)]
+    subnets = [address(on, f"10.{64 + (at >> 14)}.{at >> 6 & 255}.{at % 64 * 4 + 1}/30") for at in range(4000)]
     hosts = [f"10.{96 + (at >> 8)}.{at & 255}.0/24" for at in range(protocol.MAX_OPS)]
     with UserWire(lab) as wire:
         wire.socket.settimeout(25)
-        for part in (subnets[:4000], subnets[4000:]):
-            assert wire.apply(*part)["verdict"] == "applied"
+        assert wire.apply(*subnets)["verdict"] == "applied"
         for gateway, table in ((None, None), ("10.64.0.2", None), (None, 255)):
             ops = [route(on, host, gateway, table) for host in hosts]
             assert wire.ask(request="check", ops=ops)["verdict"] == "ok"
@@ -111,24 +110,26 @@ def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
 
 
 def test_a_flush_at_the_limits_removes_everything(lab: Lab) -> None:
-    """8,192 addresses and as many rules: a second per million pairs would exceed the timeout."""
+    """A second per million pairs of objects would exceed the timeout."""
     on = ifindex(lab, "eth0")
-    hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(policy.MAX_RULES)]
+    hosts = ["10.0.2.10", *(f"10.77.{at >> 8}.{at & 255}" for at in range(1, policy.MAX_ADDRESSES))]
+    networks = [f"10.{96 + (at >> 8)}.{at & 255}.0/24" for at in range(4096)]
     with UserWire(lab) as wire:
         wire.socket.settimeout(60)
-        for at in range(0, len(hosts), protocol.MAX_OPS):
-            part = hosts[at : at + protocol.MAX_OPS]
-            assert wire.apply(*[{**address(on, host), "route": False} for host in part])["verdict"] == "applied"
-        for at in range(0, len(hosts), protocol.MAX_OPS):
-            part = hosts[at : at + protocol.MAX_OPS]
-            assert wire.apply(*[rule(host, 9999 + on) for host in part])["verdict"] == "applied"
+        more = [{**address(on, host), "route": False} for host in hosts[1:]]
+        assert wire.apply(address(on, "10.0.2.10/24"), *more)["verdict"] == "applied"
+        for priority in (31000, 31005):
+            assert wire.apply(*[rule(host, 9999 + on, priority) for host in hosts])["verdict"] == "applied"
         refused = wire.apply({**address(on, "10.78.0.1"), "route": False})
+        assert refused["reason"] == "cloud-network has 4096 addresses already"
+        assert wire.apply(*[route(on, each, "10.0.2.1") for each in networks])["verdict"] == "applied"
+        refused = wire.apply(route(on, "10.9.0.0/16", "10.0.2.1"))
         assert refused["allow"] == "[Netagent] MaxObjects="
     pid = lab.daemons.pid("netagent")
     with Wire(lab) as wire:
         wire.socket.settimeout(30)
         answer = wire.ask(request="flush", id="flush")
-    assert (answer["done"], answer.get("not_undone")) == (2 * len(hosts), None)
+    assert (answer["done"], answer.get("not_undone")) == (4 * 4096, None)
     assert lab.daemons.pid("netagent") == pid
     assert peak_memory(pid) < 64 << 20
     assert "proto 209" not in lab.run(["ip", "rule"]).stdout + lab.run(["ip", "-d", "address"]).stdout

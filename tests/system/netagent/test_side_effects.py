@@ -147,6 +147,7 @@ KERNELS_PROTOCOL = {
     "by a VPN": "10.60.0.0/16 dev vpn src 10.9.9.5 scope link proto kernel",
     "by a neighbour": "10.60.0.0/16 via 10.9.9.77 proto kernel",
     "on link": "10.60.0.0/16 dev eth0 proto kernel",
+    "on link, by the address": "10.60.0.0/16 dev eth0 proto kernel scope link src 10.9.9.5",
     "of a router advertisement": "10.60.0.0/16 via 10.9.9.77 proto ra",
 }
 
@@ -281,6 +282,15 @@ def test_an_mtu_without_ipv6_does_not_come_back(lab: Lab, wire: Wire) -> None:
     lab.batch(["address add fd00:77::1/64 dev spare"])
     assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
     assert "fd00:77::1/64" in kernel_state(lab)["addresses"]
+
+
+def test_the_mtu_of_a_link_that_is_gone_is_reported(lab: Lab, wire: Wire) -> None:
+    """It may have been moved to a container's namespace, with the changed MTU."""
+    raise_mtu = {"op": "link_mtu", "link": spare_link(lab), "mtu": 1400}
+    assert wire.apply(raise_mtu, confirm_within=60, request="open")["verdict"] == "applied"
+    sh(lab, "ip link delete spare")
+    left = wire.ask(request="rollback", id="open")["not_undone"]
+    assert [each["reason"] for each in left] == ["the link is gone; in another network namespace it keeps its MTU"]
 
 
 def test_any_former_mtu_comes_back_after_a_crash(lab: Lab) -> None:
