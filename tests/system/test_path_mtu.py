@@ -1,0 +1,70 @@
+"""IPv6 path MTUs: the kernel keeps each as an exception of a route, which `suppress_prefixlength` does not suppress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.service import ip, running_lab
+
+CLIENT, STRANGER = "2600::5", "2a00::1"
+TOO_BIG = """
+import socket, struct, sys
+source, destination, host = sys.argv[1:]
+def packed(address):
+    return socket.inet_pton(socket.AF_INET6, address)
+echo = struct.pack(">BBHHH", 128, 0, 0, 1, 1) + bytes(400)
+packet = struct.pack(">IHBB", 6 << 28, 1000, socket.IPPROTO_ICMPV6, 64) + packed(source) + packed(destination) + echo
+sender = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+to = (host, 0, 0, socket.if_nametoindex("eth0"))
+sender.sendto(struct.pack(">BBHI", 2, 0, 0, 1300) + packet, to)
+sender.sendto(echo, to)
+sender.settimeout(5)
+while sender.recv(2000)[0] != 129:
+    pass
+"""
+"""Sends an ICMPv6 packet too big that quotes a packet from `source` to `destination`, and waits for an echo reply."""
+DROP = """
+table inet invalid {
+  chain input {
+    type filter hook input priority filter;
+    icmpv6 type packet-too-big ct state invalid drop
+  }
+}
+"""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running_lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1), "", "netagent", "fetcher") as lab:
+        yield lab
+
+
+def receive_too_big(lab: Lab, quoted_source: str) -> None:
+    """Let a neighbour on the primary interface send it."""
+    found = ip(lab, "-6", "address", "show", "dev", lab.nics[0].name, "scope", "link")
+    host = next(each["local"] for link in found for each in link.get("addr_info", ()) if "local" in each)
+    lab.neighbours[0].run(["/usr/bin/python3", "-c", TOO_BIG, quoted_source, CLIENT, host])
+
+
+def way_to_client(lab: Lab, source: str) -> str:
+    return str(ip(lab, "-6", "route", "get", CLIENT, "from", source)[0]["dev"])
+
+
+def test_a_path_mtu_of_one_interface_changes_no_other_route(lab: Lab) -> None:
+    primary, secondary = ((nic.name, nic.ipv6[0]) for nic in lab.nics)
+    receive_too_big(lab, primary[1])
+    assert "1300" in lab.run(["ip", "-6", "route", "get", CLIENT, "from", primary[1]]).stdout
+    assert (way_to_client(lab, primary[1]), way_to_client(lab, secondary[1])) == (primary[0], secondary[0])
+
+
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_known_forged_path_mtu_counts_for_every_interface(lab: Lab, is_filtered: bool) -> None:
+    """The quoted packet has a source for which there is no rule, so that the exception is one of main's default."""
+    primary, secondary = ((nic.name, nic.ipv6[0]) for nic in lab.nics)
+    if is_filtered:
+        lab.run(["nft", "-f", "-"], stdin=DROP)
+    receive_too_big(lab, STRANGER)
+    assert way_to_client(lab, secondary[1]) == (secondary if is_filtered else primary)[0]
