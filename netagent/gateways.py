@@ -79,8 +79,9 @@ class Gateways:
         """
         if gateway in self._main[link, version] or claims.within(single(gateway), self._allowed):
             return True
-        around = self._networks.learned.containing(link, single(gateway))
-        if any(gateway == subnet.network_address + 1 for subnet in around if not is_link_local(subnet)):
+        learned = self._networks.learned.containing(link, single(gateway))
+        subnets = (each for each in learned if not (is_single(each) or is_link_local(each)))
+        if any(gateway == each.network_address + 1 for each in subnets):
             return True
         is_known = (link, gateway.version) in self._default_families
         is_known = is_known or self._networks.has_learned_subnet(link, gateway.version)

@@ -59,8 +59,10 @@ class Kernel:
         self._socket.setblocking(False)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
-        for group in (RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE):  # a netagent that was killed may have joined them
+        # A netagent that was killed may have joined these, and left answers with the same sequence numbers.
+        for group in ROUTE_GROUPS.values():
             self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, group)
+        self._drain()
 
     def links(self) -> list[Link]:
         """Return every link of the namespace."""
@@ -212,7 +214,7 @@ class Kernel:
                     yield each
 
     def _drain(self) -> None:
-        """Discard answers to earlier requests of this process, or of a netagent that was killed."""
+        """Discard answers to earlier requests, and notifications."""
         while select.select([self._socket], [], [], 0)[0]:
             self._receive()
 

@@ -60,10 +60,11 @@ class Rollback:
     def undo(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops`, except those that must not be. Returns those that were not carried out.
 
-        Rules are added last, when their addresses are back.
+        Links are set down after their addresses are removed, and rules are added last, when theirs are back.
         """
         rules = sorted((op for op in ops if isinstance(op, RuleAdd)), key=is_main_rule, reverse=True)  # others need it
-        remaining = self._undo_parts([op for op in ops if not isinstance(op, RuleAdd)])
+        others = [op for op in ops if not isinstance(op, RuleAdd)]
+        remaining = self._undo_parts(sorted(others, key=lambda op: isinstance(op, LinkDown)))
         if rules:
             pending, refused = self._acceptable(rules)
             remaining += [*refused, *self._carry_out(pending)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -389,6 +390,29 @@ def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
     lab.batch([f"address add 10.98.{at >> 8}.{at & 255}/32 dev eth0" for at in range(2000)])
     done = lab.run([sys.executable, "-I", "-c", DUMPS], timeout=120)
     assert done.stdout == "True []\n"
+
+
+STALE = """
+import socket
+from ipaddress import ip_network
+from cloud_network.netagent import rtnetlink
+from cloud_network.netagent.kernel import Kernel
+from cloud_network.netagent.operations import RuleAdd, RuleRemove
+sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+selector = ip_network("10.0.2.10/32")
+Kernel(sock)
+packed = rtnetlink.encode(RuleAdd(31000, selector, False, 10002, False, False))
+sock.send(rtnetlink.message(1, rtnetlink.Packed(packed.kind, packed.flags | rtnetlink.NLM_F_ACK, packed.body)))
+print(Kernel(sock).change([RuleRemove(31005, selector, False, 10002, False, False)]))
+"""
+"""A netagent that is killed before it reads an acknowledgement, and the next one, which systemd gives the socket."""
+
+
+def test_an_answer_to_a_netagent_that_was_killed_is_ignored(lab: Lab) -> None:
+    """Both number their messages from 1."""
+    done = lab.run([sys.executable, "-I", "-c", STALE])
+    lab.batch(["rule delete pref 31000"])
+    assert done.stdout == f"[{errno.ENOENT}]\n"
 
 
 NO_IPV6 = """

@@ -373,6 +373,17 @@ def test_a_link_stays_up_with_an_ipv6_address_of_ours_that_stays(lab: Lab, wire:
     assert "fd00:60::5/128" in kernel_state(lab)["addresses"]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_link_goes_down_after_its_addresses_are_gone(lab: Lab, wire: Wire, is_first: bool) -> None:
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    ops = [{"op": "link_up", "link": spare}, address(spare, "fd00:60::5/128")]
+    ops = ops if is_first else ops[::-1]
+    assert wire.apply(*ops, confirm_within=60, request="open")["verdict"] == "applied"
+    assert wire.ask(request="rollback", id="open").get("not_undone") is None
+    assert "UP" not in json.loads(sh(lab, "ip -j link show spare"))[0]["flags"]
+
+
 @pytest.mark.parametrize("how", ["stays", "comes back"])
 def test_a_link_stays_up_with_an_earlier_owned_ipv6_address(lab: Lab, wire: Wire, how: str) -> None:
     spare = spare_link(lab)

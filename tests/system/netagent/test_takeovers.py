@@ -230,6 +230,14 @@ def test_no_gateway_gets_multicast_or_broadcast(lab: Lab, text: str) -> None:
     assert "multicast, broadcast or reserved" in refused(lab, route(on, text, gateway))
 
 
+def test_the_last_address_of_all_is_refused_as_a_gateway(lab: Lab) -> None:
+    """There is no address after it, which could be the first host of a subnet."""
+    last = "255.255.255.255"
+    lab.batch([f"route add {last} dev eth1 proto dhcp"])
+    assert "is not known as a gateway" in refused(lab, route(ifindex(lab, "eth1"), "10.99.0.0/16", last))
+    lab.batch([f"route delete {last} dev eth1"])
+
+
 def test_a_rule_to_a_resolvers_prefix_is_refused(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     assert "no address or range" in refused(lab, rule("10.0.1.2/31", 9999 + on, to=True))
