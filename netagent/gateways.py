@@ -123,8 +123,10 @@ class Gateways:
 
         The default route of a link gives it: with IPv4 for the subnet that contains the gateway, with IPv6 for all.
         """
-        defaults = [each for each in self._default[link] if each.version == subnet.version]
-        is_known = any(each.version == 6 or contains(subnet, single(each)) for each in defaults)
+        if subnet.version == 6:
+            is_known = (link, 6) in self._default_families
+        else:
+            is_known = any(contains(subnet, single(each)) for each in self._default[link])
         return None if is_known or is_single(subnet) else subnet.network_address + 1
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:

@@ -83,7 +83,7 @@ class Rollback:
         for part in parts(_without_detours(ops)):
             pending = list[Change]()
             for op in part:
-                if isinstance(op, AddressRemove) and not state.is_still_owned(op):
+                if isinstance(op, AddressRemove) and not state.has(op):
                     continue
                 if obstacle := state.obstacle(op):
                     remaining.append(Remaining(op, obstacle))
@@ -171,10 +171,9 @@ class RollbackState:
         self._foreign_places = {(route.table, route.destination) for route in self._foreign}
         self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
 
-    def is_still_owned(self, op: AddressRemove) -> bool:
-        """Return True if the address still exists and is owned."""
-        address = self._view.addresses.get(op.link, op.interface)
-        return address is not None and (not self._view.addresses.tagged or address.protocol == PROTOCOL)
+    def has(self, op: AddressRemove) -> bool:
+        """Return True if the address still exists."""
+        return self._view.addresses.get(op.link, op.interface) is not None
 
     def obstacle(self, op: Change) -> str | None:
         """Return the reason why an operation must not be carried out, or None."""
@@ -182,7 +181,7 @@ class RollbackState:
             return reason
         match op:
             case AddressRemove():
-                return self._lost_with_address(op)
+                return self._keeps_address(op)
             case LinkDown():
                 if state := lost_with_link(op.link, self._view.addresses.all(), self._foreign):
                     return f"{state} depends on it"
@@ -265,11 +264,13 @@ class RollbackState:
         """Return True for the /32 or /128 of an address that a link has."""
         return is_single(network) and bool(self._view.addresses.holders(network.network_address))
 
-    def _lost_with_address(self, op: AddressRemove) -> str | None:
-        """Return which objects the kernel would remove with an address that must be removed, and must not; or None."""
+    def _keeps_address(self, op: AddressRemove) -> str | None:
+        """Return the reason why an address must not be removed, or None."""
         address = self._view.addresses.get(op.link, op.interface)
         if address is None:
             return None
+        if self._view.addresses.tagged and address.protocol != PROTOCOL:
+            return "another program has added or changed it since"
         last = op.interface.version == 4 and self._view.addresses.counts.is_last(address)
         if last and (kept := self._own_route(op.link)):
             return f"the route to {kept} depends on it and stays"

@@ -373,6 +373,17 @@ def test_a_link_stays_up_with_an_ipv6_address_of_ours_that_stays(lab: Lab, wire:
     assert "fd00:60::5/128" in kernel_state(lab)["addresses"]
 
 
+@pytest.mark.parametrize("text", ["10.9.9.5/24", "fd00:60::5/128"])
+def test_a_rollback_reports_an_address_that_was_changed(lab: Lab, wire: Wire, text: str) -> None:
+    """With a change of its lifetime, the address loses the protocol number."""
+    added = address(ifindex(lab, "eth0"), text)
+    assert wire.apply(added, confirm_within=60, request="open")["verdict"] == "applied"
+    lab.batch([f"address change {text} dev eth0 valid_lft 3600 preferred_lft 3600"])
+    left = wire.ask(request="rollback", id="open")["not_undone"]
+    assert [each["reason"] for each in left] == ["another program has added or changed it since"]
+    assert text in kernel_state(lab)["addresses"]
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_link_goes_down_after_its_addresses_are_gone(lab: Lab, wire: Wire, is_first: bool) -> None:
     spare = spare_link(lab)

@@ -187,6 +187,14 @@ def test_an_advertised_router_is_no_gateway_of_ipv4_routes(lab: Lab) -> None:
     assert verdict(lab, own) == "applied"
 
 
+def test_an_ipv6_gateway_of_ipv4_routes_is_none_of_ipv6_subnets(lab: Lab) -> None:
+    """The subnet's own gateway is not known, so that its first host is protected."""
+    first = address(ifindex(lab, "eth0"), "fd00:d::1/128")
+    lab.batch(["route add fd00:d::/64 dev eth0 proto ra", "route add 0.0.0.0/0 metric 500 via inet6 fe80::1 dev eth0"])
+    assert "the gateway of fd00:d::/64 by convention" in refused(lab, first)
+    lab.batch(["route del 0.0.0.0/0 metric 500", "route del fd00:d::/64 dev eth0"])
+
+
 @pytest.mark.parametrize("distance", [0, claims.SECOND_TABLE])
 def test_an_operators_route_in_the_links_table_names_the_gateway(lab: Lab, distance: int) -> None:
     on = ifindex(lab, "eth0")
