@@ -524,9 +524,9 @@ def check_main_rule(op: RuleAdd, view: View) -> None:
 def needs_main(rule: RuleAdd | RuleRemove, view: View) -> bool:
     """Return True for a rule that must come after one for main, for main's more specific routes (of a VPN or CNI).
 
-    Such a rule can use the default route of a link's table. Or the table may have a subnet on link that contains routes
-    of other programs in main: for packets from the address of a bridge or tunnel with a network of its own, and for
-    packets that this host forwards, between pods or to a published port.
+    Such a rule can use the default route of a link's table. Or the table may have a network on link that contains
+    routes of other programs in main: for packets from the address of a bridge or tunnel with a network of its own, and
+    for packets that this host forwards, between pods or to a published port.
     """
     if rule.table == TABLE_MAIN:
         return False
@@ -536,7 +536,7 @@ def needs_main(rule: RuleAdd | RuleRemove, view: View) -> bool:
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
     is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.local or is_single(rule.selector))
     of_others = is_range or has_arrived or view.is_virtual_address(rule.selector)
-    return bool(of_others) and any(map(view.foreign.is_divided, view.networks.subnets.overlapping(link, rule.selector)))
+    return bool(of_others) and view.is_divided(link, rule.selector.version)
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:

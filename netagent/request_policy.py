@@ -15,6 +15,7 @@ from .claims import single
 from .network_index import NetworkIndex
 from .operations import (
     EVERYTHING,
+    TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
     Change,
@@ -27,7 +28,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .policy import Refusal, check_operation, is_justified, needs_main
+from .policy import MAIN_RULE, Refusal, check_operation, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
 from .rules import is_main_rule
 from .view import View
@@ -134,17 +135,32 @@ def orphans(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
 
 
 def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
-    """Yield a refusal of each removal of a rule for main that another rule needs before it."""
-    removed = dict[int, int]()  # by IP version, the position
+    """Yield a refusal of each operation after which a rule needs one for main before it that is not there.
+
+    These are removals of a rule for main, and on-link routes to a network of which another program routes a part.
+    """
+    removed, divided = dict[int, int](), dict[tuple[int, int], int]()  # positions; IP version, and table with it
     for each in accepted:
         if isinstance(each.op, RuleRemove) and is_main_rule(each.op):
             removed.setdefault(each.op.selector.version, each.position)
-    for rule in view.rules.removals() if removed else ():
+        elif isinstance(each.op, RouteReplace) and puts_divided_on_link(each.op, view):
+            divided.setdefault((each.op.table, each.op.destination.version), each.position)
+    for rule in view.rules.removals() if removed or divided else ():
         version = rule.selector.version
-        needs = version in removed and needs_main(rule, view)
-        if needs and not view.rules.main_comes_before(version, rule.priority):
-            position = removed.pop(version)
+        position = removed.get(version, divided.get((rule.table, version)))
+        if position is None or not needs_main(rule, view) or view.rules.main_comes_before(version, rule.priority):
+            continue
+        if removed.pop(version, None) is not None:
             yield Refused(f"cloud-network's rule {rule.priority} must come after it; remove that rule, too", position)
+        else:
+            divided.pop((rule.table, version))
+            reason = f"cloud-network's rule {rule.priority} must then come after one for main: `{MAIN_RULE}`"
+            yield Refused(f"another program routes a part of it, and {reason}", position)
+
+
+def puts_divided_on_link(op: RouteReplace, view: View) -> bool:
+    """Return True for an on-link route in a link's table, if another program routes a part of the network elsewhere."""
+    return op.gateway is None and op.table != TABLE_LOCAL and view.foreign.is_divided(op.destination)
 
 
 def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:

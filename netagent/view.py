@@ -14,7 +14,7 @@ from .foreign_routes import ForeignRoutes
 from .gateways import Gateways
 from .links import Links
 from .networks import Networks
-from .operations import PROTOCOL, TABLE_LOCAL, IPAddress, IPInterface, IPNetwork, LinkMark, RouteReplace
+from .operations import EVERYTHING, PROTOCOL, TABLE_LOCAL, IPAddress, IPInterface, IPNetwork, LinkMark, RouteReplace
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address, Link, NextHop, Route, Rule
 from .rules import Rules
 from .settings import Settings
@@ -78,6 +78,7 @@ class View:
         self.rules = Rules(snapshot.rules, settings.rule_priority)
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}  # by table and destination
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
+        self._divided: dict[tuple[int, int], bool] = {}  # by link and IP version: see is_divided
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self.changed_mtus = set[int]()  # links whose MTU this request changes
         self.marks, self.static_neighbours = snapshot.marks, snapshot.static_neighbours
@@ -128,6 +129,7 @@ class View:
         self.networks.held.add(address.link, single(address.ip))
         if (network := network_of(address)) is not None:
             self.networks.subnets.add(address.link, network)
+            self._divided.pop((address.link, network.version), None)
 
     def add_owned(self, link: int, interface: IPInterface, *, connected_route: bool) -> None:
         """Count an address that netagent adds."""
@@ -190,6 +192,14 @@ class View:
         there = self.networks.subnets.containing(link, network)
         around = (each for each in there if self._is_evidence(link, each))
         return any(each != network for each in (*around, *shared))
+
+    def is_divided(self, link: int, version: int) -> bool:
+        """Return True if another program routes all or a part of an on-link network of the link elsewhere."""
+        place = link, version
+        if place not in self._divided:
+            networks = self.networks.on_link(link, EVERYTHING[version])
+            self._divided[place] = any(map(self.foreign.is_divided, networks))
+        return self._divided[place]
 
     def _is_evidence(self, link: int, subnet: IPNetwork) -> bool:
         return self.networks.learned.has(link, subnet) or bool(self.addresses.in_network(link, subnet))
@@ -283,6 +293,7 @@ class View:
         self._own_copies[route.link, destination] += change
         if not copies:
             self.networks.own_on_link.add(route.link, destination)
+            self._divided.pop((route.link, destination.version), None)
         elif not copies + change:
             self.networks.own_on_link.discard(route.link, destination)
 

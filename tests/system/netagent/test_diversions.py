@@ -391,6 +391,20 @@ def test_rule_from_a_bridges_address_comes_after_that_for_main(lab: Lab) -> None
         assert "31025 must come after it" in removal["reason"]
 
 
+@pytest.mark.parametrize("selector", ["10.0.1.64/28", "10.0.1.193/32"])
+def test_rule_for_forwarded_packets_spares_routes_in_other_subnets(lab: Lab, selector: str) -> None:
+    """The rule is for one subnet of the link; its table has another one on link, in which main has a pod's route."""
+    lab.batch(["link add br0 type bridge", "link set br0 up", "address add 10.0.1.193/32 dev br0"])
+    lab.batch(["address add 10.89.0.9/24 dev eth1", "route add 10.89.0.130/32 dev br0"])
+    primary = ifindex(lab, "eth1")
+    both = on_link(primary, "10.0.1.0/24"), on_link(primary, "10.89.0.0/24")
+    first = rule(selector, 9999 + primary, 31000, suppress=True)
+    assert "has no rule `lookup main" in refused(lab, *both, first)
+    with Wire(lab) as wire:
+        assert wire.apply(both[0], both[1], main_rule(), {**first, "priority": 31025})["verdict"] == "applied"
+        assert "dev br0" in lab.run(["ip", "route", "get", "10.89.0.130", "from", "10.0.1.193"]).stdout
+
+
 def test_first_host_of_a_further_subnet_is_no_address(lab: Lab) -> None:
     """DigitalOcean's anchor subnet has its own gateway. On Alibaba Cloud the gateway is the third-last host."""
     primary = ifindex(lab, "eth1")

@@ -414,6 +414,26 @@ def test_published_pods_inside_the_subnet_keep_their_route(lab: Lab, on: Links, 
     assert wire.apply(arrived)["verdict"] == "applied"
 
 
+@pytest.mark.parametrize("is_later", [False, True])
+def test_published_pods_in_a_shared_subnet_keep_their_route(lab: Lab, on: Links, wire: Wire, is_later: bool) -> None:
+    """Another interface has the subnet, and an on-link route to it in its table; the rule may be there before."""
+    lab.batch(["link add pods type bridge", "link set pods up", "route add 10.0.1.70/32 dev pods"])
+    shared = [address(on.secondary, "10.0.1.20/32"), route(on.secondary, "10.0.1.0/24")]
+    marked = [table((on.secondary, 2)), mark_rule(on.secondary, ARRIVAL | 2, priority=31005)]
+    if is_later:
+        assert wire.apply(*marked)["verdict"] == "applied"
+        assert "31005 must then come after one for main" in wire.apply(*shared)["reason"]
+        assert wire.ask(request="check", ops=shared)["refusals"][0]["position"] == 1
+        assert wire.apply({**marked[1], "op": "rule_remove"})["verdict"] == "applied"
+    else:
+        assert "has no rule `lookup main" in wire.apply(*shared, *marked)["reason"]
+    last = mark_rule(on.secondary, ARRIVAL | 2, priority=31025)
+    assert wire.apply(*shared, main_rule(), marked[0], last)["verdict"] == "applied"
+    found = ["ip", "route", "get", "10.0.1.70", "from", "10.0.1.20", "mark", str(ARRIVAL | 2)]
+    assert "dev pods" in lab.run(found).stdout
+    lab.batch(["link del pods"])
+
+
 def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wire: Wire) -> None:
     assert wire.apply(table((on.primary, 1)), mark_rule(on.primary, 1))["verdict"] == "applied"
     assert "depends on it" in wire.apply(table())["reason"]
