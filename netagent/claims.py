@@ -29,7 +29,9 @@ METADATA = _networks(
 """Metadata servers outside link-local networks."""
 UNROUTABLE = _networks("0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8")
 """No gateway forwards packets to these: unspecified, loopback, multicast, broadcast, reserved, IPv4 in IPv6."""
-RESERVED = UNROUTABLE + LINK_LOCAL + METADATA
+UNASSIGNED = _networks("::/3 4000::/2 8000::/2 c000::/3 e000::/4 f000::/5 f800::/6 fe00::/9 fec0::/10")
+"""IPv6 addresses that are neither global unicast (2000::/3) nor unique local (fc00::/7): NAT64, for example."""
+RESERVED = UNROUTABLE + LINK_LOCAL + METADATA + UNASSIGNED
 """No link may claim any of these, not even with AllowAddresses=."""
 WIDEST_SUBNET = {4: 16, 6: 44}
 """Shortest prefix of a subnet that the link has not learned. AWS has the widest IPv6 subnets, /44."""

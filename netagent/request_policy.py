@@ -137,25 +137,29 @@ def orphans(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
 def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
     """Yield a refusal of each operation after which a rule needs one for main before it that is not there.
 
-    These are removals of a rule for main, and on-link routes to a network of which another program routes a part.
+    These are removals of a rule for main (of the last one before that rule), and on-link routes in the rule's table to
+    a network of which another program routes a part.
     """
-    removed, divided = dict[int, int](), dict[tuple[int, int], int]()  # positions; IP version, and table with it
+    removed = list[tuple[RuleRemove, int]]()  # with its position
+    routes = dict[tuple[int, int], int]()  # by table and IP version, the position of the first
     for each in accepted:
         if isinstance(each.op, RuleRemove) and is_main_rule(each.op):
-            removed.setdefault(each.op.selector.version, each.position)
+            removed.append((each.op, each.position))
         elif isinstance(each.op, RouteReplace) and puts_divided_on_link(each.op, view):
-            divided.setdefault((each.op.table, each.op.destination.version), each.position)
-    for rule in view.rules.removals() if removed or divided else ():
-        version = rule.selector.version
-        position = removed.get(version, divided.get((rule.table, version)))
-        if position is None or not needs_main(rule, view) or view.rules.main_comes_before(version, rule.priority):
+            routes.setdefault((each.op.table, each.op.destination.version), each.position)
+    found = dict[int, str]()  # the reason by position
+    for rule in view.rules.removals() if removed or routes else ():
+        version, priority = rule.selector.version, rule.priority
+        if not needs_main(rule, view) or view.rules.main_comes_before(version, priority):
             continue
-        if removed.pop(version, None) is not None:
-            yield Refused(f"cloud-network's rule {rule.priority} must come after it; remove that rule, too", position)
-        else:
-            divided.pop((rule.table, version))
-            reason = f"cloud-network's rule {rule.priority} must then come after one for main: `{MAIN_RULE}`"
-            yield Refused(f"another program routes a part of it, and {reason}", position)
+        before = [(op.priority, at) for op, at in removed if op.selector.version == version and op.priority < priority]
+        if before:
+            reason = f"cloud-network's rule {priority} must come after it; remove that rule, too"
+            found.setdefault(max(before)[1], reason)
+        elif (rule.table, version) in routes:
+            reason = f"cloud-network's rule {priority} must then come after one for main: `{MAIN_RULE}`"
+            found.setdefault(routes[rule.table, version], f"another program routes a part of it, and {reason}")
+    yield from (Refused(reason, at) for at, reason in found.items())
 
 
 def puts_divided_on_link(op: RouteReplace, view: View) -> bool:

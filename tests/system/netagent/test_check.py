@@ -80,3 +80,16 @@ def test_the_code_tells_what_waits_for_a_router_advertisement(shared_lab: Lab) -
     shared_lab.batch(["route delete default via fe80::1 dev eth1 proto ra"])
     assert codes == ["waiting", "waiting", "refused", "refused", "refused"]
     assert later == ["refused"] * 5
+
+
+def test_check_names_the_rule_for_main_that_another_rule_needs(lab: Lab) -> None:
+    """Ten more rules for main come after that rule: they may go."""
+    on = ifindex(lab, "eth0")
+    further = [rule("0.0.0.0/0", 254, 31014 + number, suppress=True) for number in range(10)]
+    with Wire(lab) as wire:
+        ops = [address(on, "10.0.2.10/24"), main_rule(), rule("10.0.2.10", 9999 + on, 31012), *further]
+        assert wire.apply(*ops)["verdict"] == "applied"
+        removals = [*({**each, "op": "rule_remove"} for each in further), main_rule(op="rule_remove")]
+        found = wire.ask(request="check", ops=removals)["refusals"]
+        assert [(each["position"], "31012 must come after it" in each["reason"]) for each in found] == [(10, True)]
+        assert wire.apply(*removals[:10])["verdict"] == "applied"

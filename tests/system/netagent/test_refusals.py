@@ -40,6 +40,8 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "loopback": (lambda on: [address(on.secondary, "127.0.0.2")], "loopback"),
     "multicast": (lambda on: [address(on.secondary, "224.0.0.1")], "multicast"),
     "broadcast": (lambda on: [address(on.secondary, "255.255.255.255")], "reserved"),
+    "NAT64": (lambda on: [address(on.secondary, "64:ff9b::10.0.0.5/128")], "reserved"),
+    "IPv6 that is not assigned": (lambda on: [address(on.secondary, "4000::5/128")], "reserved"),
     "unspecified": (lambda on: [address(on.secondary, "0.0.0.0")], "loopback, link-local, multicast, reserved"),
     "IPv6 loopback": (lambda on: [address(on.secondary, "::1/128")], "loopback"),
     "IPv6 link-local": (lambda on: [address(on.secondary, "fe80::1/64")], "link-local"),
