@@ -65,7 +65,7 @@ class ForeignRoutes:
         if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
             self.ipv6_connected.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
         for hop in route.hops:
-            if _is_on_link(route, hop):
+            if _puts_on_link(route, hop):
                 self._add_on_link(route, hop)
 
     def _add_default(self, route: Route) -> None:
@@ -138,7 +138,7 @@ class ForeignRoutes:
                 continue
             if route.table != TABLE_LOCAL or _is_by_hand(route):
                 for each in (self._foreign_hop(route, hop) for hop in route.hops):
-                    if each.discards or not (each.by_cloud and each.of_address):
+                    if each.discards or not (each.by_cloud and each.is_connected):
                         yield each
 
     def _foreign_hop(self, route: Route, hop: NextHop) -> ForeignHop:
@@ -147,19 +147,19 @@ class ForeignRoutes:
         on_cloud = self._links.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in _BY_LEASE
         version = route.destination.version
-        by_gateway = gateway is None or by_lease or self._gateways.is_gateway_in_main(link, gateway, version)
+        by_gateway = gateway is None or by_lease or self._gateways.is_router_of_cloud(link, gateway, version)
         if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
             by_gateway = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
-        of_address = self._is_of_address(route, hop)
-        parent = self._links.parent(link) if of_address and not hop.encapsulates else 0
+        is_connected = self._is_of_address(route, hop)
+        parent = self._links.parent(link) if is_connected and not hop.encapsulates else 0
         return ForeignHop(
             destination=route.destination,
             link=link,
             gateway=gateway,
             discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),
             by_cloud=on_cloud and by_gateway and (route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST),
-            of_address=on_cloud and (to_gateway or of_address),
+            is_connected=on_cloud and (to_gateway or is_connected),
             parent=parent,
             is_learned_by_parent=self._networks.learned.has(parent, route.destination),
             is_local=route.table == TABLE_LOCAL,
@@ -223,7 +223,7 @@ class ForeignRoutes:
         """Return the links of main's foreign routes to exactly this network, also through gateways."""
         return {hop.link for route in self._in_main(network) for hop in route.hops}
 
-    def is_on_link(self, link: int, network: IPNetwork) -> bool:
+    def has_on_link_route(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has a foreign route to exactly this network on the link, without a gateway."""
         return any(hop.link == link and hop.gateway is None for route in self._in_main(network) for hop in route.hops)
 
@@ -235,7 +235,7 @@ class ForeignRoutes:
         around = (route for _, route in self._routes.containing(network))
         routes = [route for route in around if route.table == TABLE_MAIN and not route.restricted]
         best = max(routes, key=lambda route: (route.destination.prefixlen, -route.metric), default=None)
-        return best is not None and all(hop.link == link and _is_on_link(best, hop) for hop in best.hops)
+        return best is not None and all(hop.link == link and _puts_on_link(best, hop) for hop in best.hops)
 
     def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
         """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
@@ -243,10 +243,10 @@ class ForeignRoutes:
         own = list(self._networks.learned.containing(link, network))
         for _, route in self._routes.overlapping(network):
             if not is_too_wide(route.destination, own):
-                yield from (hop.link for hop in route.hops if hop.link != link and _is_on_link(route, hop))
+                yield from (hop.link for hop in route.hops if hop.link != link and _puts_on_link(route, hop))
 
 
-def _is_on_link(route: Route, hop: NextHop) -> bool:
+def _puts_on_link(route: Route, hop: NextHop) -> bool:
     """Return True for a next hop in main that puts the destination on a link."""
     direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
     return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST

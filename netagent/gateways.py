@@ -62,14 +62,14 @@ class Gateways:
 
     def is_gateway(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self._default[link] or self.is_gateway_in_main(link, gateway, gateway.version):  # 1; 2, 3, 5
+        if gateway in self._default[link] or self.is_router_of_cloud(link, gateway, gateway.version):  # 1; 2, 3, 5
             return True
         if not is_link_local(single(gateway)):
             return False
         # 4. An own gateway stays one after its advertisement has expired.
         return (link, gateway) in self._routers or self._own[link][gateway] > 0
 
-    def is_gateway_in_main(self, link: int, gateway: IPAddress, version: int) -> bool:
+    def is_router_of_cloud(self, link: int, gateway: IPAddress, version: int) -> bool:
         """Return True for the cases 1 (of main only), 2, 3 and 5: other programs' routes through it are the cloud's.
 
         Case 4 and default routes of other tables are not enough for that: every host that forwards has the flag of a

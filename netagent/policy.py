@@ -1,7 +1,8 @@
 """The policy: one check function per operation, against the view of the kernel. docs/policy.md describes it.
 
 A check uses only the view and the settings, and trusts no statement of a client about the host. Each operation may
-depend on those before it. A check returns the inverse of the operation, or raises Refusal; it changes no kernel state.
+depend on those before it. A check returns the inverse of the operation, and counts the operation in the view; or it
+raises Refusal, and leaves the view unchanged.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
     if not view.links.is_down(op.link):
         raise Refusal("the link is already up")
-    # The learned subnets do not count (learned=()): a link that is down has no routes yet.
+    # learned=(): also a wider route of another program conflicts, because it has the packets to this subnet now.
     for network in view.addresses.connected_networks(op.link):
         if not view.is_allowed(network):
             check_conflicts(op.link, network, network, (), view)
@@ -188,7 +189,7 @@ def check_protected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
     if view.networks.learned.covers(link, network) or view.is_allowed(network):
         return
-    if taken := view.protected_elsewhere(network, link):
+    if taken := view.taken_over_by(network, link):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
     if gateway := view.gateways.of_main_inside(link, network):
@@ -206,7 +207,7 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     """
     if network.version == 4:
         return
-    if (link, network) in view.losable_routes.by_prefix or (link, network) in view.foreign.unused_prefixes:
+    if (link, network) in view.routes_at_risk.by_prefix or (link, network) in view.foreign.unused_prefixes:
         raise Refusal(
             f"another program routes {network} on link; the kernel would confuse that route with the address's own"
         )
@@ -216,7 +217,7 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
     for subnet in view.networks.subnets.containing(link, network):
         foreign = any(not view.addresses.owns(each) for each in view.addresses.in_network(link, subnet))
-        if subnet != network and foreign and not view.foreign.is_on_link(link, subnet):
+        if subnet != network and foreign and not view.foreign.has_on_link_route(link, subnet):
             raise Refusal(f"{network} lies in {subnet}, which is not on link: packets to it go through a router")
 
 
@@ -310,7 +311,7 @@ def lost_with_address(address: Address, view: View) -> str | None:
     ip, link = address.ip, view.name(address.link)
     if (secondary := view.addresses.secondary_of(address)) is not None:
         return f"{secondary} is a secondary address of {ip} and may go with it"
-    if route := foreign_dependents(address, view.addresses.counts, view.losable_routes):
+    if route := foreign_dependents(address, view.addresses.counts, view.routes_at_risk):
         return f"the route to {route.destination} in table {route.table} depends on {ip}; cloud-network did not add it"
     if ip.version == 4 and (address.link, 4) in view.static_neighbours and view.addresses.counts.is_last(address):
         return f"static neighbour entries depend on {ip}, the last IPv4 address of {link}"
@@ -417,7 +418,7 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
         return
     found: Iterable[ForeignHop] = view.foreign.hops(network)
     if view.is_subnet_of_address(link, network):
-        if view.addresses.connect(link, network) or view.foreign.is_on_link(link, network):
+        if view.addresses.connect(link, network) or view.foreign.has_on_link_route(link, network):
             return
         found = [hop for hop in found if hop.destination == network]
     elif is_gateway:
@@ -456,7 +457,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
         if hop.is_local:
             continue  # table local comes first: see check_rule_add
         same = (hop.link, hop.gateway) == (op.link, op.gateway)
-        of_cloud = same or hop.by_cloud or hop.of_address or is_wide_link_local(hop.destination, network)
+        of_cloud = same or hop.by_cloud or hop.is_connected or is_wide_link_local(hop.destination, network)
         of_cloud = of_cloud or (claims.contains(network, hop.destination) and view.foreign.is_subnet_of_parent(hop))
         if hop.discards or not of_cloud:
             raise _routed_elsewhere(network, network, hop, view)
@@ -584,7 +585,7 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     """Return True if addresses that the rule selects belong to the link, whatever other links have.
 
     A single source belongs to it if the link has it, also if another link has it, too (no request can make such a
-    duplicate), or if a local range of the link contains it. If only lo or virtual links have it: see is_used_inside.
+    duplicate), or if a local range of the link contains it. If only lo or virtual links have it: see belongs_despite.
     """
     network = rule.selector
     if rule.to:
@@ -593,7 +594,7 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     in_range = view.networks.local_ranges.covers(link, network)
     if is_single(network):
         holders = view.addresses.holders(network.network_address)
-        return link in holders or (is_used_inside(holders, network, link, view) if holders else in_range)
+        return link in holders or (belongs_despite(holders, network, link, view) if holders else in_range)
     if rule.local:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)
@@ -611,13 +612,13 @@ def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     if rule.to or (is_single(network) and view.addresses.holders(network.network_address)):
         return None
     holders, ranges = view.networks.held.links(network) - {link}, view.networks.local_ranges.links(network) - {link}
-    if not (is_single(network) or rule.local) and ranges and is_used_inside(ranges, network, link, view):
+    if not (is_single(network) or rule.local) and ranges and belongs_despite(ranges, network, link, view):
         ranges = set()
     tunnels = set() if is_single(network) or rule.local else view.foreign.tunnels_to(link, network)
     return min(holders | ranges | tunnels, default=None)
 
 
-def is_used_inside(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
+def belongs_despite(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
     """Return True if an address or range belongs to a link although other links, its `users`, have it.
 
     These must be lo or virtual links except for tunnels. It must lie in a subnet of this link and of no other: a

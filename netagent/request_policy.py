@@ -39,11 +39,11 @@ MAX_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An operation of a request that was accepted, and the one that undoes it."""
+    """An operation of a request that was accepted, with its inverse."""
 
     position: int
     op: Operation
-    undo: Change
+    inverse: Change
     removed_justification: tuple[int, IPNetwork] | None  # see justification_removed_by
 
 
@@ -65,7 +65,7 @@ def check(ops: Sequence[Operation], view: View) -> list[Change]:
             raise Rejected(refusal.at(position)) from None
     if orphan := next(orphans(accepted, view), None):
         raise Rejected(orphan)
-    return [each.undo for each in accepted]
+    return [each.inverse for each in accepted]
 
 
 def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
@@ -104,8 +104,8 @@ def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) 
 
 def accept(position: int, op: Operation, view: View) -> Accepted:
     """Return the operation as accepted, and count it in the view. Raises Refusal."""
-    undo = check_operation(op, view)
-    return Accepted(position, op, undo, justification_removed_by(op, undo, view))
+    inverse = check_operation(op, view)
+    return Accepted(position, op, inverse, justification_removed_by(op, inverse, view))
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
@@ -210,13 +210,13 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
             justified.add(rule)
 
 
-def justification_removed_by(op: Operation, undo: Change, view: View) -> tuple[int, IPNetwork] | None:
+def justification_removed_by(op: Operation, inverse: Change, view: View) -> tuple[int, IPNetwork] | None:
     """Return the link and the network of an object that `op` removes or replaces and that may justify rules.
 
     An address justifies rules for its whole subnet, an on-link or local route rules for its destination. With the last
     IPv4 address of a link, the kernel removes all IPv4 routes of the link (fib_disable_ip).
     """
-    match op, undo:
+    match op, inverse:
         case AddressRemove(), _:
             stays = op.interface.version == 6 or view.addresses.has_family(op.link, 4)
             return op.link, op.interface.network if stays else EVERYTHING[4]

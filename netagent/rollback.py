@@ -88,7 +88,7 @@ class Rollback:
                 if obstacle := state.obstacle(op):
                     remaining.append(Remaining(op, obstacle))
                     continue
-                pending.append(state.exact(op))
+                pending.append(state.without_replacing(op))
                 state.record(op)
             failed = self._carry_out(pending)
             for each in failed:
@@ -163,7 +163,7 @@ class RollbackState:
     ) -> None:
         """`to_remove`: owned routes that the rollback removes; `links` and `all_applied`: see Rollback."""
         self._view, self._to_remove, self._all_applied = view, to_remove, all_applied
-        self._losable_routes = view.losable_routes  # computed here: memory may not suffice
+        _ = view.routes_at_risk  # computed now, when too little memory has no consequences
         there = {link.index: link.identity for link in view.links.all()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
         subnets = subnets_of(view.snapshot.addresses)
@@ -210,7 +210,7 @@ class RollbackState:
                     return "static neighbour entries of the link depend on it"
         return None
 
-    def exact(self, op: Change) -> Change:
+    def without_replacing(self, op: Change) -> Change:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
         if isinstance(op, RouteReplace) and (op.table, op.destination) not in self._view.own_routes:
             return as_addition(op)

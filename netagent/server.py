@@ -127,7 +127,7 @@ class Server:
     def _status(self, _: Status) -> Answer:
         marks = self._kernel.marks() if self._settings.sets_marks else None
         owned = frozenset() if protocol.MARKS_ADDRESSES else self._ledger.entry.owned
-        return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks, owned)
+        return StatusAnswer(self._transaction.open_id, self._audit.sequence, self._audit.head, marks, owned)
 
     def _check(self, request: Check) -> Answer:
         self._counts["checks"] += 1
@@ -136,8 +136,8 @@ class Server:
 
     def _apply(self, request: Apply) -> Answer:
         began = monotonic()
-        if self._transaction.request is not None:
-            return self._refuse(request, Refused(f"the transaction {self._transaction.request} is still open"))
+        if self._transaction.open_id is not None:
+            return self._refuse(request, Refused(f"the transaction {self._transaction.open_id} is still open"))
         try:
             plan = self._accepted(request.ops)
         except request_policy.Rejected as rejected:
@@ -158,11 +158,11 @@ class Server:
     def _accepted(self, ops: Sequence[Operation]) -> Plan:
         """Return the plan for operations. Raises Rejected. The view is not kept: a rollback needs the memory again."""
         view = self._view()
-        undo = request_policy.check(ops, view)
-        return Plan(tuple(ops), tuple(undo), tuple(view.lost_routes), tuple(view.links.all()))
+        inverses = request_policy.check(ops, view)
+        return Plan(tuple(ops), tuple(inverses), tuple(view.lost_routes), tuple(view.links.all()))
 
     def _confirm(self, request: Confirm) -> Answer:
-        if request.id != self._transaction.request:
+        if request.id != self._transaction.open_id:
             return self._refuse(request, Refused("there is no such open transaction"))
         answer = Done(Verdict.CONFIRMED)
         self._budgets.change_bytes.spend(cost(0))
@@ -171,13 +171,13 @@ class Server:
         return answer
 
     def _rollback(self, request: Rollback) -> Answer:
-        if request.id != self._transaction.request:
+        if request.id != self._transaction.open_id:
             return self._refuse(request, Refused("there is no such open transaction"))
-        return Done(Verdict.ROLLED_BACK, remaining=self._roll_back("requested"))
+        return Done(Verdict.ROLLED_BACK, remaining=self._roll_back_open("requested"))
 
     def _flush(self, request: Flush) -> Answer:
         """Remove the owned objects in parts, each with its audit line. A flush is not rolled back."""
-        self._roll_back("a flush was requested")
+        self._roll_back_open("a flush was requested")
         ops, remaining = flush_operations(self._view())
         if not self._take_change_budget(_bulk(ops) + 2 * len(remaining)):
             return self._over_budget(request)
@@ -221,12 +221,12 @@ class Server:
         self._warnings = warnings
         return found
 
-    def _roll_back(self, reason: str, *, was_logged: bool = True) -> tuple[Remaining, ...]:
+    def _roll_back_open(self, reason: str, *, was_logged: bool = True) -> tuple[Remaining, ...]:
         """Undo the open transaction, if there is one. Returns the operations that could not be undone.
 
         Unless the change `was_logged`, the line has the operations that undo it.
         """
-        request, undo = self._transaction.request, self._ledger.entry.undo
+        request, undo = self._transaction.open_id, self._ledger.entry.undo
         if request is None:
             return ()
         remaining = self._transaction.roll_back()
@@ -236,8 +236,8 @@ class Server:
         return remaining
 
     def _roll_back_overdue(self) -> None:
-        if self._transaction.request is not None and monotonic() >= self._deadline:
-            self._roll_back("not confirmed in time")
+        if self._transaction.open_id is not None and monotonic() >= self._deadline:
+            self._roll_back_open("not confirmed in time")
 
     # The audit log.
 
@@ -316,7 +316,7 @@ class Server:
                 sandbox.log(damage)
                 self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
         self._resolvers()
-        self._roll_back("netagent ended before the change was confirmed", was_logged=False)
+        self._roll_back_open("netagent ended before the change was confirmed", was_logged=False)
         self._settle_netfilter()
 
     def _settle_netfilter(self) -> None:
@@ -352,7 +352,7 @@ class Server:
                 elif self._budgets.are_full:
                     return
         except Stop:
-            self._roll_back("netagent was stopped")
+            self._roll_back_open("netagent was stopped")
         if self._counts:  # the next line would be of another process
             self._peer = None
             self._log({"request": "stop", "verdict": "stopped"}, must=False)
@@ -371,7 +371,7 @@ class Server:
             pass  # the client has disconnected, or does not read the answer
         finally:
             connection.close()
-        self._roll_back("the connection ended before the change was confirmed")
+        self._roll_back_open("the connection ended before the change was confirmed")
         self._peer = None
 
     def _answer_requests(self, connection: Connection) -> None:
@@ -387,7 +387,7 @@ class Server:
     def _has_request(self, connection: Connection) -> bool:
         """Wait for a request: up to FRAME_SECONDS, or as long as a transaction is open."""
         while True:
-            is_open = self._transaction.request is not None
+            is_open = self._transaction.open_id is not None
             if self._readable(connection, self._deadline if is_open else monotonic() + FRAME_SECONDS):
                 return True
             if not is_open or monotonic() >= connection.expires:
@@ -396,7 +396,7 @@ class Server:
     def _readable(self, connection: Connection, end: float) -> bool:
         """Wait for data until `end`. Meanwhile, roll back the open transaction when it is overdue."""
         while True:
-            is_open = self._transaction.request is not None
+            is_open = self._transaction.open_id is not None
             found = connection.readable(min(end, self._deadline) if is_open else end)
             self._roll_back_overdue()
             if found:
@@ -427,7 +427,7 @@ class Server:
         except OSError as error:
             refused = Refused(str(error), allow=AUDIT_FAILURE if isinstance(error, AuditError) else None)
         if isinstance(request, Apply | Confirm | Rollback | Flush):  # the others change nothing
-            self._roll_back(refused.reason)
+            self._roll_back_open(refused.reason)
         return self._refuse(request, refused)
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
@@ -437,7 +437,7 @@ class Server:
                 self._audit.reopen()
                 new = settings.load(self._config)
                 if new.mark_mask != self._settings.mark_mask:
-                    self._roll_back("MarkMask= has changed")  # the table's earlier marks need the earlier mask
+                    self._roll_back_open("MarkMask= has changed")  # the table's earlier marks need the earlier mask
                 self._settings = new
                 self._settle_netfilter()
             except (OSError, settings.SettingsError) as error:

@@ -46,7 +46,7 @@ class AddressCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class LosableRoutes:
+class RoutesAtRisk:
     """Foreign routes that the kernel may remove with an address and does not restore. One for each key."""
 
     by_source: Mapping[IPAddress, Route]  # by preferred source
@@ -55,7 +55,7 @@ class LosableRoutes:
     instead: Mapping[tuple[int, IPNetwork], Route]  # the same for any metric, if the kernel's own route is missing
 
 
-def losable(routes: Iterable[Route], addresses: Iterable[Address]) -> LosableRoutes:
+def find_routes_at_risk(routes: Iterable[Route], addresses: Iterable[Address]) -> RoutesAtRisk:
     """Return those of the foreign `routes` that the kernel may remove with an address."""
     by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
     by_prefix, instead = dict[tuple[int, IPNetwork], Route](), dict[tuple[int, IPNetwork], Route]()
@@ -76,7 +76,7 @@ def losable(routes: Iterable[Route], addresses: Iterable[Address]) -> LosableRou
         if route.destination.version == 4:
             by_link.update({hop.link: route for hop in route.hops})
     instead = {place: route for place, route in instead.items() if place not in connected}
-    return LosableRoutes(by_source, by_link, by_prefix, instead)
+    return RoutesAtRisk(by_source, by_link, by_prefix, instead)
 
 
 def is_prefix_route(route: Route) -> bool:
@@ -90,7 +90,7 @@ def is_prefix_route(route: Route) -> bool:
     return route.destination.version == 6 and route.table != TABLE_LOCAL and not derived
 
 
-def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableRoutes) -> Route | None:
+def foreign_dependents(address: Address, counts: AddressCounts, routes: RoutesAtRisk) -> Route | None:
     """Return a foreign route that the kernel would remove or change with `address`, or None.
 
     With the last IPv4 address of a link, the kernel removes all IPv4 routes of the link (fib_disable_ip). With any

@@ -53,21 +53,21 @@ class Outcome:
 class Plan:
     """The operations of a request, and what their rollback needs.
 
-    `undo` has the inverse of each, in the same order. `lost_routes` are owned ones that the kernel removes with
+    `inverses` has the inverse of each, in the same order. `lost_routes` are owned ones that the kernel removes with
     addresses; a rollback adds them again, after the addresses. `links` are the host's: a rollback changes no other link
     that gets the ifindex of one.
     """
 
     ops: tuple[Operation, ...]
-    undo: tuple[Change, ...]
+    inverses: tuple[Change, ...]
     lost_routes: tuple[RouteReplace, ...] = ()
     links: tuple[Link, ...] = ()
 
     def identities(self) -> dict[int, str]:
         """Return the identity of each link that the rollback changes, by ifindex."""
-        used = {op.link for op in self.undo if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
+        used = {op.link for op in self.inverses if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
         used |= {op.link for op in self.lost_routes}
-        used |= {mark.link for op in self.undo if isinstance(op, ForwardedReplies) for mark in op.marks}
+        used |= {mark.link for op in self.inverses if isinstance(op, ForwardedReplies) for mark in op.marks}
         return {link.index: link.identity for link in self.links if link.index in used}
 
 
@@ -81,7 +81,7 @@ class Transaction:
         self._gateways: tuple[IPAddress, ...] = ()  # of the routes that the open transaction added
 
     @property
-    def request(self) -> str | None:
+    def open_id(self) -> str | None:
         """Id of the open transaction."""
         return self._ledger.entry.request
 
@@ -90,20 +90,20 @@ class Transaction:
 
         Raises OSError if the ledger cannot be written; then the kernel is not changed.
         """
-        ops, undo, lost_routes = plan.ops, plan.undo, plan.lost_routes
+        ops, inverses, lost_routes = plan.ops, plan.inverses, plan.lost_routes
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
-        back = (*reversed(undo), *lost_routes)
+        back = (*reversed(inverses), *lost_routes)
         self._ledger.write(replace(entry, request=request, undo=back, table=table, links=plan.identities()))
         routes = (op for op in ops if isinstance(op, RouteReplace))
         self._is_applied, self._gateways = False, tuple(op.gateway for op in routes if op.gateway is not None)
-        is_new = (isinstance(each, RouteRemove) for each in undo)
+        is_new = (isinstance(each, RouteRemove) for each in inverses)
         sent = tuple(self._kernel.change([as_addition(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
             self._is_applied = True
             return Outcome(sent)
-        done = [each for errno, each in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
+        done = [each for errno, each in zip(sent, inverses[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
         return Outcome(errnos, failed, self._undo([*reversed(done), *lost_routes]))
 

@@ -18,7 +18,7 @@ from .operations import EVERYTHING, PROTOCOL, TABLE_LOCAL, IPAddress, IPInterfac
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address, Link, NextHop, Route, Rule
 from .rules import Rules
 from .settings import Settings
-from .side_effects import LosableRoutes, losable
+from .side_effects import RoutesAtRisk, find_routes_at_risk
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +117,15 @@ class View:
         return claims.within(network, self.settings.allow_addresses)
 
     @cached_property
-    def losable_routes(self) -> LosableRoutes:
+    def routes_at_risk(self) -> RoutesAtRisk:
         """The foreign routes that the kernel may remove with an address."""
-        return losable((route for route in self.snapshot.routes if not route.is_owned), self.snapshot.addresses)
+        foreign = (route for route in self.snapshot.routes if not route.is_owned)
+        return find_routes_at_risk(foreign, self.snapshot.addresses)
 
     # Addresses.
 
     def add_address(self, address: Address) -> None:
-        """Count an address of the snapshot, or one that this request adds."""
+        """Count an address."""
         self.addresses.add(address)
         self.networks.held.add(address.link, single(address.ip))
         if (network := network_of(address)) is not None:
@@ -140,7 +141,7 @@ class View:
         self.add_address(address)
 
     def remove_address(self, address: Address) -> None:
-        """Forget an address that this request removes."""
+        """Forget an address, and the routes that the kernel removes with it."""
         link, network = address.link, network_of(address)
         self.addresses.remove(address)
         if not self.addresses.entries(link, address.ip):
@@ -246,11 +247,14 @@ class View:
                 found[network].add(each.link)
         return found
 
-    def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
-        """Return a resolver inside `network`, or a gateway there of links on which main does not have this subnet."""
+    def taken_over_by(self, network: IPNetwork, link: int) -> IPAddress | None:
+        """Return an address that a connected route to `network` on the link would take over, or None.
+
+        A resolver, or a gateway of links on which main does not have this subnet.
+        """
         before: Set[int] = self._links_before.get(network, frozenset())
         had_it = link in before  # this request replaces the address with the connected route
-        sharing = {other for other in before if self.foreign.is_on_link(other, network)} | {link}
+        sharing = {other for other in before if self.foreign.has_on_link_route(other, network)} | {link}
         for ip, users in self.gateways.users_inside(network):
             others = users - sharing
             if had_it:
@@ -262,7 +266,7 @@ class View:
     # Owned routes.
 
     def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
-        """Count a route that this request adds or replaces."""
+        """Count an owned route, which may replace one."""
         before = self.own_routes.get((table, destination))
         if table == TABLE_LOCAL and before is not None:
             self.networks.local_ranges.discard(before.link, destination)
@@ -276,7 +280,7 @@ class View:
         self.own_routes[table, destination] = route
 
     def remove_route(self, table: int, destination: IPNetwork) -> None:
-        """Forget a route that this request removes."""
+        """Forget an owned route."""
         route = self.own_routes.pop((table, destination))
         self._count_route(table, destination, route, -1)
         if table == TABLE_LOCAL:

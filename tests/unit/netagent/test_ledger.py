@@ -138,10 +138,10 @@ def test_address_that_a_flush_cannot_remove_stays_owned(tmp_path: Path, monkeypa
 def test_a_rollback_without_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves the address, and says so. It once ended netagent, and the next start met the same transaction."""
 
-    def losable(*_: object) -> None:
+    def find_routes_at_risk(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(view, "losable", losable)
+    monkeypatch.setattr(view, "find_routes_at_risk", find_routes_at_risk)
     ledger, kernel = Ledger(tmp_path / "ledger"), DoingKernel([Address(2, IP, 32, 0, None)])
     (left,) = apply(ledger, kernel, AddressAdd(2, HOST, True)).roll_back()
     assert left.reason == "the kernel could not be asked"
