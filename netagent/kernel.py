@@ -80,7 +80,8 @@ class Kernel:
         found = []
         for family, group in ROUTE_GROUPS.items():
             header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-            found += [rtnetlink.decode_route(body) for body in self._route_bodies(header, group)]
+            decoded = map(rtnetlink.decode_route, self._route_bodies(header, group))
+            found += [route for route in decoded if route is not None]
         if all(route.hops[0].link or not route.nexthop for route in found):
             return found
         objects = self.hops_by_nexthop_id()

@@ -453,11 +453,17 @@ def decode_address(body: bytes) -> Address | None:
     return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, other if other != ip else None)
 
 
-def decode_route(body: bytes) -> Route:
-    """Return the route of an RTM_NEWROUTE message."""
+def decode_route(body: bytes) -> Route | None:
+    """Return the route of an RTM_NEWROUTE message, or None if it has expired.
+
+    The kernel no longer uses an expired IPv6 route, but lists it until it collects it (net.ipv6.route.gc_interval).
+    """
     (family, length, source_length, tos, table, protocol, _, kind, _), found = _unpack(RTMSG, body)
     hops = tuple(_multipath(found[RTA_MULTIPATH])) if RTA_MULTIPATH in found else (_hop(_u32(found, RTA_OIF), found),)
     cache = found.get(RTA_CACHEINFO, b"")
+    expires = RTA_CACHEINFO_FORMAT.unpack_from(cache)[2] if len(cache) >= RTA_CACHEINFO_FORMAT.size else 0
+    if expires < 0:
+        return None
     return Route(
         table=_u32(found, RTA_TABLE, table),
         destination=_network(family, found.get(RTA_DST), length),
@@ -466,7 +472,7 @@ def decode_route(body: bytes) -> Route:
         protocol=protocol,
         metric=_u32(found, RTA_PRIORITY),
         source=_address(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
-        expires=len(cache) >= RTA_CACHEINFO_FORMAT.size and RTA_CACHEINFO_FORMAT.unpack_from(cache)[2] > 0,
+        expires=expires > 0,
         nexthop=_u32(found, RTA_NH_ID),
         restricted=bool(source_length or tos),
     )

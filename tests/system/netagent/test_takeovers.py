@@ -187,6 +187,16 @@ def test_an_advertised_router_is_no_gateway_of_ipv4_routes(lab: Lab) -> None:
     assert verdict(lab, own) == "applied"
 
 
+def test_an_expired_router_is_no_gateway(lab: Lab) -> None:
+    """The kernel lists its default route for up to 30 s more, but no longer uses it."""
+    through = route(ifindex(lab, "eth0"), "2600::/12", "fe80::99")
+    lab.batch(["route add ::/0 via fe80::99 dev eth0 proto ra expires 2"])
+    assert "fe80::99" in lab.run(["ip", "-6", "route", "get", "2600::1"]).stdout
+    lab.wait_for(lambda: "fe80::99" not in lab.run(["ip", "-6", "route", "get", "2600::1"], check=False).stdout)
+    assert "fe80::99 is not known as a gateway" in refused(lab, through)
+    lab.run(["ip", "-6", "route", "del", "::/0", "via", "fe80::99", "dev", "eth0"], check=False)
+
+
 def test_an_ipv6_gateway_of_ipv4_routes_is_none_of_ipv6_subnets(lab: Lab) -> None:
     """The subnet's own gateway is not known, so that its first host is protected."""
     first = address(ifindex(lab, "eth0"), "fd00:d::1/128")

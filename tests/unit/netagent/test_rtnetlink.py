@@ -141,4 +141,13 @@ def test_decodes_every_next_hop_of_a_multipath_route() -> None:
     hops = [{"oif": 3, "attrs": [("RTA_GATEWAY", "10.0.1.1")]}, {"oif": 4, "attrs": [("RTA_GATEWAY", "10.0.2.1")]}]
     body = encoded(rtmsg(), {"family": 2, "table": 254, "type": 1}, [("RTA_MULTIPATH", hops)])
     found = rtnetlink.decode_route(body)
+    assert found is not None
     assert [(hop.link, str(hop.gateway)) for hop in found.hops] == [(3, "10.0.1.1"), (4, "10.0.2.1")]
+
+
+@pytest.mark.parametrize(("expires", "shown"), [(0, False), (300, True), (-1, None)])
+def test_an_expired_route_is_left_out(expires: int, shown: bool | None) -> None:
+    cache = ("RTA_CACHEINFO", {"rta_expires": expires})
+    body = encoded(rtmsg(), {"family": 10, "dst_len": 64, "table": 254, "type": 1}, [("RTA_DST", "fd00::"), cache])
+    found = rtnetlink.decode_route(body)
+    assert (None if found is None else found.expires) == shown
