@@ -60,11 +60,23 @@ def test_a_path_mtu_of_one_interface_changes_no_other_route(lab: Lab) -> None:
     assert (way_to_client(lab, primary[1]), way_to_client(lab, secondary[1])) == (primary[0], secondary[0])
 
 
-@pytest.mark.parametrize("is_filtered", [False, True])
-def test_known_forged_path_mtu_counts_for_every_interface(lab: Lab, is_filtered: bool) -> None:
-    """The quoted packet has a source for which there is no rule, so that the exception is one of main's default."""
+@pytest.mark.parametrize("remedy", ["none", "firewall", "MTU"])
+def test_known_path_mtu_of_main_counts_for_every_interface(lab: Lab, remedy: str) -> None:
+    """A forged message quotes a packet from an address for which there is no rule.
+
+    A connection of this host has the same effect if its source is not bound: the kernel looks its route up without one.
+    """
     primary, secondary = ((nic.name, nic.ipv6[0]) for nic in lab.nics)
-    if is_filtered:
+    if remedy == "firewall":
         lab.run(["nft", "-f", "-"], stdin=DROP)
+    if remedy == "MTU":
+        lab.run(["sysctl", "-qw", f"net.ipv6.conf.{primary[0]}.mtu=1280"])
     receive_too_big(lab, STRANGER)
-    assert way_to_client(lab, secondary[1]) == (secondary if is_filtered else primary)[0]
+    assert way_to_client(lab, secondary[1]) == (primary if remedy == "none" else secondary)[0]
+
+
+def test_known_datagrams_without_a_source_learn_no_path_mtu(lab: Lab) -> None:
+    """The kernel routes them by main, and looks up the route for their path MTU with the source that it has chosen."""
+    receive_too_big(lab, lab.nics[0].ipv6[0])
+    without, bound = (["ip", "-6", "route", "get", CLIENT, *more] for more in ((), ("from", lab.nics[0].ipv6[0])))
+    assert ["mtu 1300" in lab.run(each).stdout for each in (without, bound)] == [False, True]
