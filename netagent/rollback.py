@@ -177,7 +177,7 @@ class RollbackState:
 
     def obstacle(self, op: Change) -> str | None:
         """Return the reason why an operation must not be carried out, or None."""
-        if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._not_changed(op.link)):
+        if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._keeps_link(op.link)):
             return reason
         match op:
             case AddressRemove():
@@ -195,7 +195,7 @@ class RollbackState:
                 if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
                     return "another link has the address now"
             case ForwardedReplies():
-                return next(filter(None, (self._not_changed(mark.link) for mark in op.marks)), None)
+                return next(filter(None, (self._keeps_link(mark.link) for mark in op.marks)), None)
             case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
@@ -233,7 +233,7 @@ class RollbackState:
         if (address := self._view.addresses.get(op.link, op.interface)) is not None:
             self._view.remove_address(address)
 
-    def _not_changed(self, link: int) -> str | None:
+    def _keeps_link(self, link: int) -> str | None:
         """Return the reason why a rollback must not change the link, except for removals."""
         if link in self._replaced:
             return "another link has its number now"
