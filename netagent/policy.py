@@ -488,8 +488,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Change:
         check_address_rule(op, view)
     else:
         check_main_rule(op, view)
-    if needs_main(op, view) and not view.rules.main_comes_before(op.selector.version, op.priority):
-        raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
+    if (why := needs_main(op, view)) and not view.rules.main_comes_before(op.selector.version, op.priority):
+        missing = f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}"
+        raise Refusal(f"{missing}; add it first, because {why}")
     if rule_key(op) in view.rules.own:
         raise Refusal("there is such a rule already")
     check_once(op, view)
@@ -522,22 +523,26 @@ def check_main_rule(op: RuleAdd, view: View) -> None:
         raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
 
 
-def needs_main(rule: RuleAdd | RuleRemove, view: View) -> bool:
-    """Return True for a rule that must come after one for main, for main's more specific routes (of a VPN or CNI).
+def needs_main(rule: RuleAdd | RuleRemove, view: View) -> str | None:
+    """Return the reason why a rule must come after one for main, for main's more specific routes (of a VPN or CNI).
 
-    Such a rule can use the default route of a link's table. Or the table may have a network on link that contains
-    routes of other programs in main: for packets from the address of a bridge or tunnel with a network of its own, and
-    for packets that this host forwards, between pods or to a published port.
+    A rule without a suppressor can use the default route of a link's table. And the table may have a network on link
+    that contains routes of other programs in main: for packets from the address of a bridge or tunnel with a network of
+    its own, and for packets that this host forwards, between pods or to a published port.
     """
     if rule.table == TABLE_MAIN:
-        return False
-    if not rule.suppress or view.has_virtual_network(rule.selector):
-        return True
+        return None
+    if not rule.suppress:
+        return "this rule can use a default route"
+    if view.has_virtual_network(rule.selector):
+        return f"{rule.selector.network_address} has a network on a link of another program"
     link = claims.link_of_table(rule.table, view.settings.route_table_base)
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
     is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.local or is_single(rule.selector))
-    of_others = is_range or has_arrived or view.is_virtual_address(rule.selector)
-    return bool(of_others) and view.is_divided(link, rule.selector.version)
+    if not (is_range or has_arrived or view.is_virtual_address(rule.selector)):
+        return None
+    divided = view.divided_network(link, rule.selector.version)
+    return f"another program routes {divided} or a part of it elsewhere" if divided is not None else None
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:

@@ -112,7 +112,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
     if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
         same_family = earlier.selector.version == op.selector.version
-        return same_family and is_main_rule(earlier) and needs_main(op, view)
+        return same_family and is_main_rule(earlier) and needs_main(op, view) is not None
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):

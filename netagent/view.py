@@ -78,7 +78,7 @@ class View:
         self.rules = Rules(snapshot.rules, settings.rule_priority)
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}  # by table and destination
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
-        self._divided: dict[tuple[int, int], bool] = {}  # by link and IP version: see is_divided
+        self._divided: dict[tuple[int, int], IPNetwork | None] = {}  # by link and IP version: see divided_network
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self.changed_mtus = set[int]()  # links whose MTU this request changes
         self.marks, self.static_neighbours = snapshot.marks, snapshot.static_neighbours
@@ -194,12 +194,12 @@ class View:
         around = (each for each in there if self._is_evidence(link, each))
         return any(each != network for each in (*around, *shared))
 
-    def is_divided(self, link: int, version: int) -> bool:
-        """Return True if another program routes all or a part of an on-link network of the link elsewhere."""
+    def divided_network(self, link: int, version: int) -> IPNetwork | None:
+        """Return an on-link network of the link of which another program routes all or a part elsewhere, or None."""
         place = link, version
         if place not in self._divided:
             networks = self.networks.on_link(link, EVERYTHING[version])
-            self._divided[place] = any(map(self.foreign.is_divided, networks))
+            self._divided[place] = next(filter(self.foreign.is_divided, networks), None)
         return self._divided[place]
 
     def _is_evidence(self, link: int, subnet: IPNetwork) -> bool:
