@@ -29,6 +29,7 @@ from .operations import (
     RouteRemove,
     RouteReplace,
     RuleAdd,
+    RuleRemove,
 )
 from .policy import IPV6_MIN_MTU, Refusal, check_link, check_operation, lost_with_address, split_by_policy
 from .protocol import Remaining
@@ -39,8 +40,8 @@ from .view import OwnRoute, View
 
 Found = TypeVar("Found")
 
-ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
-"""The object was removed already (or its link), or added already."""
+_REMOVALS = (AddressRemove, RouteRemove, RuleRemove, LinkDown)
+_ALREADY_GONE = (ENOENT, ESRCH, EADDRNOTAVAIL, ENODEV)  # the object, or its link
 UNDO_ATTEMPTS = 3
 _GUARDED = (AddressAdd, AddressRemove, ForwardedReplies, LinkDown, LinkMtu, RouteReplace)
 """Operations that are undone only after a check for objects that other programs have added since."""
@@ -103,7 +104,7 @@ class Rollback:
         for _ in range(UNDO_ATTEMPTS):
             errnos = self._kernel.change([op for op, _ in failed], stop=False)
             tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
-            failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
+            failed = [(op, errno) for op, errno in tried if not is_done(op, errno)]
         return [failure(op, errno) for op, errno in failed]
 
     def _acceptable(self, rules: Sequence[RuleAdd]) -> tuple[list[Change], list[Remaining]]:
@@ -134,6 +135,11 @@ def as_addition(op: Change) -> Change:
     if not isinstance(op, RouteReplace):
         return op
     return RouteAdd(op.table, op.link, op.destination, op.gateway)
+
+
+def is_done(op: Change, errno: int | None) -> bool:
+    """Return True if an operation was carried out, or had no work left: the object was gone, or there, already."""
+    return errno == 0 or errno in (_ALREADY_GONE if isinstance(op, _REMOVALS) else (EEXIST,))
 
 
 def failure(op: Change, errno: int | None) -> Remaining:

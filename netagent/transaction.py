@@ -29,7 +29,7 @@ from .operations import (
     RuleRemove,
 )
 from .protocol import MARKS_ADDRESSES, Remaining
-from .rollback import ALREADY_UNDONE, Rollback, as_addition, failure
+from .rollback import Rollback, as_addition, failure, is_done
 from .rtnetlink import Link
 from .view import View
 
@@ -162,11 +162,9 @@ class Transaction:
         """Carry out removals, without an undo. Returns the errnos, and the removals that failed."""
         errnos = self._kernel.change(ops, stop=False)
         tried = list(zip(ops, errnos, strict=True))
-        failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
+        failed = [(op, errno) for op, errno in tried if not is_done(op, errno)]
         gone = {
-            (op.link, op.interface.ip)
-            for op, errno in tried
-            if isinstance(op, AddressRemove) and errno in ALREADY_UNDONE
+            (op.link, op.interface.ip) for op, errno in tried if isinstance(op, AddressRemove) and is_done(op, errno)
         }
         entry = self._ledger.entry
         if entry.owned & gone:

@@ -293,6 +293,19 @@ def test_the_mtu_of_a_link_that_is_gone_is_reported(lab: Lab, wire: Wire) -> Non
     assert [each["reason"] for each in left] == ["the link is gone; in another network namespace it keeps its MTU"]
 
 
+def test_objects_of_a_link_that_is_gone_are_reported_as_not_restored(lab: Lab, wire: Wire) -> None:
+    spare = spare_link(lab)
+    hosts = "10.9.9.5/24", "fd00:60::5/128"
+    assert wire.apply(*(address(spare, host) for host in hosts), route(spare, "10.9.9.0/24"))["verdict"] == "applied"
+    removals = [address(spare, host, "address_remove") for host in hosts]
+    removals.append(route(spare, "10.9.9.0/24", op="route_remove"))
+    assert wire.apply(*removals[::-1], confirm_within=60, request="open")["verdict"] == "applied"
+    sh(lab, "ip link delete spare")
+    left = wire.ask(request="rollback", id="open")["not_undone"]
+    assert sorted(each["op"] for each in left) == ["address_add", "address_add", "route_replace"]
+    assert {each["reason"] for each in left} == {"No such device"}
+
+
 def test_any_former_mtu_comes_back_after_a_crash(lab: Lab) -> None:
     spare = spare_link(lab)
     lab.batch(["link set spare mtu 500"])
