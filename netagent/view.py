@@ -195,10 +195,14 @@ class View:
         return any(each != network for each in (*around, *shared))
 
     def divided_network(self, link: int, version: int) -> IPNetwork | None:
-        """Return an on-link network of the link of which another program routes all or a part elsewhere, or None."""
+        """Return an on-link network of the link of which another program routes all or a part elsewhere, or None.
+
+        Link-local networks do not count: most links have fe80::/64.
+        """
         place = link, version
         if place not in self._divided:
-            networks = self.networks.on_link(link, EVERYTHING[version])
+            on_link = self.networks.on_link(link, EVERYTHING[version])
+            networks = (each for each in on_link if not is_link_local(each))
             self._divided[place] = next(filter(self.foreign.is_divided, networks), None)
         return self._divided[place]
 

@@ -405,6 +405,18 @@ def test_rule_for_forwarded_packets_spares_routes_in_other_subnets(lab: Lab, sel
         assert "dev br0" in lab.run(["ip", "route", "get", "10.89.0.130", "from", "10.0.1.193"]).stdout
 
 
+@pytest.mark.parametrize("selector", ["fd00:1::1:0/112", "10.0.1.64/28"])
+def test_link_local_networks_of_a_bridge_do_not_matter_to_a_range(lab: Lab, selector: str) -> None:
+    lab.batch(["link add br0 type bridge", "link add port type veth peer name port1", "link set port master br0"])
+    lab.batch([f"link set {name} up" for name in ("port", "port1", "br0")])
+    lab.batch(["address add fd00:1::10/64 dev eth1 nodad", "address add 169.254.7.1/16 dev br0"])
+    lab.batch(["address add 169.254.7.2/16 dev eth1"])
+    lab.wait_for(lambda: "fe80::/64 dev br0" in lab.run(["ip", "-6", "route"]).stdout)
+    primary = ifindex(lab, "eth1")
+    with Wire(lab) as wire:
+        assert wire.apply(rule(selector, 9999 + primary, 31000, suppress=True))["verdict"] == "applied"
+
+
 def test_first_host_of_a_further_subnet_is_no_address(lab: Lab) -> None:
     """DigitalOcean's anchor subnet has its own gateway. On Alibaba Cloud the gateway is the third-last host."""
     primary = ifindex(lab, "eth1")
