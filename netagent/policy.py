@@ -36,7 +36,7 @@ from .operations import (
 )
 from .protocol import Code, Refused, Remaining
 from .rtnetlink import IFA_F_NOPREFIXROUTE, Address
-from .rules import rule_key
+from .rules import is_main_rule, rule_key
 from .side_effects import foreign_dependents
 from .view import OwnRoute, View
 
@@ -340,12 +340,24 @@ def check_route_replace(op: RouteReplace, view: View) -> Change:
     else:
         check_gateway(op.link, op.gateway, view)
         check_destination(op, view)
+    if op.gateway is None and op.table != TABLE_LOCAL and view.foreign.is_divided(op.destination):
+        check_rules_of_table(op, view)
     if existing is None:
         check_room(view)
     view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway, changed=True))
     if existing is None:
         return op.inverse(None)
     return op.inverse(RouteReplace(op.table, existing.link, op.destination, existing.gateway))
+
+
+def check_rules_of_table(op: RouteReplace, view: View) -> None:
+    """Raise Refusal for an on-link route to a divided network if a rule for the table would have to come after main."""
+    version = op.destination.version
+    for rule in view.rules.own.values():
+        is_for_route = rule.table == op.table and rule.selector.version == version
+        if is_for_route and is_for_others(rule, view) and not view.rules.main_comes_before(version, rule.priority):
+            after = f"cloud-network's rule {rule.priority} must then come after one for main: `{MAIN_RULE}`"
+            raise Refusal(f"another program routes {op.destination} or a part of it elsewhere, and {after}")
 
 
 def check_local_range(op: RouteReplace, view: View) -> None:
@@ -537,12 +549,15 @@ def needs_main(rule: RuleAdd | RuleRemove, view: View) -> str | None:
     if view.has_virtual_network(rule.selector):
         return f"{rule.selector.network_address} has a network on a link of another program"
     link = claims.link_of_table(rule.table, view.settings.route_table_base)
+    divided = view.divided_network(link, rule.selector.version) if is_for_others(rule, view) else None
+    return f"another program routes {divided} or a part of it elsewhere" if divided is not None else None
+
+
+def is_for_others(rule: RuleAdd | RuleRemove, view: View) -> bool:
+    """Return True for a rule for packets that this host forwards, or from an address of a bridge or container."""
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
     is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.local or is_single(rule.selector))
-    if not (is_range or has_arrived or view.is_virtual_address(rule.selector)):
-        return None
-    divided = view.divided_network(link, rule.selector.version)
-    return f"another program routes {divided} or a part of it elsewhere" if divided is not None else None
+    return is_range or has_arrived > 0 or view.is_virtual_address(rule.selector)
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
@@ -641,8 +656,19 @@ def check_rule_remove(op: RuleRemove, view: View) -> Change:
     if view.rules.own.get(rule_key(op)) != op:
         raise Refusal("cloud-network has no such rule")
     check_once(op, view)
+    if is_main_rule(op):
+        check_others_keep_main(op, view)
     view.rules.remove(op)
     return op.inverse()
+
+
+def check_others_keep_main(op: RuleRemove, view: View) -> None:
+    """Raise Refusal if a rule needs this rule for main. The operations between the two removals may take seconds."""
+    version = op.selector.version
+    for rule in view.rules.own.values():
+        there = view.rules.main_comes_before(version, rule.priority, without=op.priority)
+        if rule.selector.version == version and not there and needs_main(rule, view):
+            raise Refusal(f"cloud-network's rule {rule.priority} must come after it; remove that rule before")
 
 
 def check_once(op: RuleAdd | RuleRemove, view: View) -> None:

@@ -1,6 +1,6 @@
 """Checks a whole request: each operation by `policy`, and then the owned rules that would exist after the request.
 
-No rule may lose its justification (be orphaned): an address, an on-link or local route, the rule for main or a mark.
+No rule may lose its justification (be orphaned): an address, an on-link or local route, or a mark.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from .claims import single
 from .network_index import NetworkIndex
 from .operations import (
     EVERYTHING,
-    TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
     Change,
@@ -26,9 +25,8 @@ from .operations import (
     RouteRemove,
     RouteReplace,
     RuleAdd,
-    RuleRemove,
 )
-from .policy import MAIN_RULE, Refusal, check_operation, is_justified, needs_main
+from .policy import Refusal, check_operation, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
 from .rules import is_main_rule
 from .view import View
@@ -131,40 +129,6 @@ def orphans(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
     """Yield a refusal of each operation that would orphan a rule."""
     yield from orphans_of_marks(accepted, view)
     yield from orphans_of_addresses(accepted, view)
-    yield from orphans_of_main(accepted, view)
-
-
-def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
-    """Yield a refusal of each operation after which a rule needs one for main before it that is not there.
-
-    These are removals of a rule for main (of the last one before that rule), and on-link routes in the rule's table to
-    a network of which another program routes a part.
-    """
-    removed = list[tuple[RuleRemove, int]]()  # with its position
-    routes = dict[tuple[int, int], int]()  # by table and IP version, the position of the first
-    for each in accepted:
-        if isinstance(each.op, RuleRemove) and is_main_rule(each.op):
-            removed.append((each.op, each.position))
-        elif isinstance(each.op, RouteReplace) and puts_divided_on_link(each.op, view):
-            routes.setdefault((each.op.table, each.op.destination.version), each.position)
-    found = dict[int, str]()  # the reason by position
-    for rule in view.rules.removals() if removed or routes else ():
-        version, priority = rule.selector.version, rule.priority
-        if not needs_main(rule, view) or view.rules.main_comes_before(version, priority):
-            continue
-        before = [(op.priority, at) for op, at in removed if op.selector.version == version and op.priority < priority]
-        if before:
-            reason = f"cloud-network's rule {priority} must come after it; remove that rule, too"
-            found.setdefault(max(before)[1], reason)
-        elif (rule.table, version) in routes:
-            reason = f"cloud-network's rule {priority} must then come after one for main: `{MAIN_RULE}`"
-            found.setdefault(routes[rule.table, version], f"another program routes a part of it, and {reason}")
-    yield from (Refused(reason, at) for at, reason in found.items())
-
-
-def puts_divided_on_link(op: RouteReplace, view: View) -> bool:
-    """Return True for an on-link route in a link's table, if another program routes a part of the network elsewhere."""
-    return op.gateway is None and op.table != TABLE_LOCAL and view.foreign.is_divided(op.destination)
 
 
 def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:

@@ -44,7 +44,7 @@ _REMOVALS = (AddressRemove, RouteRemove, RuleRemove, LinkDown)
 _ALREADY_GONE = (ENOENT, ESRCH, EADDRNOTAVAIL, ENODEV)  # the object, or its link
 UNDO_ATTEMPTS = 3
 _GUARDED = (AddressAdd, AddressRemove, ForwardedReplies, LinkDown, LinkMtu, RouteReplace)
-"""Operations that are undone only after a check for objects that other programs have added since."""
+"""Operations that are undone only after a check for objects that other programs have added since: see _is_guarded."""
 
 
 class Rollback:
@@ -61,24 +61,28 @@ class Rollback:
     def undo(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops`, except those that must not be. Returns those that were not carried out.
 
-        Links are set down after their addresses are removed, and rules are added last, when theirs are back.
+        Links are set down after their addresses are removed, and rules are added when theirs are back. Rules for main
+        are added first and removed last: others need them.
         """
-        rules = sorted((op for op in ops if isinstance(op, RuleAdd)), key=is_main_rule, reverse=True)  # others need it
-        others = [op for op in ops if not isinstance(op, RuleAdd)]
+        added = sorted((op for op in ops if isinstance(op, RuleAdd)), key=is_main_rule, reverse=True)
+        removed = [op for op in ops if isinstance(op, RuleRemove) and is_main_rule(op)]
+        late = {*added, *removed}
+        others = [op for op in ops if op not in late]
         remaining = self._undo_parts(sorted(others, key=lambda op: isinstance(op, LinkDown)))
-        if rules:
-            pending, refused = self._acceptable(rules)
-            remaining += [*refused, *self._carry_out(pending)]
+        for rules in (added, removed):
+            if rules:
+                pending, refused = self._acceptable(rules)
+                remaining += [*refused, *self._carry_out(pending)]
         return remaining
 
     def _undo_parts(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops` in parts, except those that objects of other programs now prevent. Returns the others."""
-        if not any(isinstance(op, _GUARDED) for op in ops):
+        if not any(map(_is_guarded, ops)):
             return self._carry_out(ops)
         state = self._state(ops)
         if state is None:  # without the kernel's answer their dependents are unknown
-            guarded = [op for op in ops if isinstance(op, _GUARDED)]
-            left = self._carry_out([op for op in ops if not isinstance(op, _GUARDED)])
+            guarded = [op for op in ops if _is_guarded(op)]
+            left = self._carry_out([op for op in ops if not _is_guarded(op)])
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
         for part in parts(_without_detours(ops)):
@@ -107,12 +111,12 @@ class Rollback:
             failed = [(op, errno) for op, errno in tried if not is_done(op, errno)]
         return [failure(op, errno) for op, errno in failed]
 
-    def _acceptable(self, rules: Sequence[RuleAdd]) -> tuple[list[Change], list[Remaining]]:
-        """Return the rules that a request could add now, and the others with the reasons."""
+    def _acceptable(self, rules: Sequence[RuleAdd | RuleRemove]) -> tuple[list[Change], list[Remaining]]:
+        """Return the operations that a request could contain now, and the others with the reasons."""
 
         def split(view: View) -> tuple[list[Change], list[Remaining]]:
-            missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules.own]
-            pending, refused = split_by_policy(missing, check_operation, view)
+            left = [op for op in dict.fromkeys(rules) if (rule_key(op) in view.rules.own) == isinstance(op, RuleRemove)]
+            pending, refused = split_by_policy(left, check_operation, view)
             return [*pending], refused
 
         return self._read(split) or ([], [failure(op, None) for op in rules])
@@ -128,6 +132,11 @@ class Rollback:
             with contextlib.suppress(OSError, MemoryError):
                 return use(self._look())
         return None
+
+
+def _is_guarded(op: Change) -> bool:
+    """Return True for _GUARDED, and for the removal of a local range: rules that stay may need it."""
+    return isinstance(op, _GUARDED) or (isinstance(op, RouteRemove) and op.table == TABLE_LOCAL)
 
 
 def as_addition(op: Change) -> Change:

@@ -71,9 +71,12 @@ class Rules:
         """Return True if an earlier operation of the request adds or removes exactly this rule."""
         return removal_of(rule) in self._changed
 
-    def main_comes_before(self, version: int, priority: int) -> bool:
-        """Return True if an owned rule before this priority looks up main for every source of this family."""
-        return self._is_effective(self._main[version], version, priority)
+    def main_comes_before(self, version: int, priority: int, without: int | None = None) -> bool:
+        """Return True if an owned rule before this priority looks up main for every source of this family.
+
+        The rule with the priority `without` does not count: it is about to be removed.
+        """
+        return self._is_effective((each for each in self._main[version] if each != without), version, priority)
 
     def local_comes_first(self, version: int) -> bool:
         """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""

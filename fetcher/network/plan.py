@@ -167,7 +167,7 @@ def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
     """Yield removals of rules, last of all: every address with an open connection needs a rule at all times.
 
     The kernel evaluates rules of one priority in the order of their addition, so an old rule matches first until it is
-    removed. If its address or table is already gone, it has no effect.
+    removed. If its address or table is already gone, it has no effect. Rules for main are last: others need them.
     """
     for rule in sorted(actual.rules - set(desired.rules), key=_rule_order):
         if rule.table not in desired.unmanaged_tables:
@@ -186,9 +186,10 @@ def _route_order(route: Route) -> tuple[int, bool, int, int, int]:
     )
 
 
-def _rule_order(rule: Rule) -> tuple[int, int, int, int, bool, int]:
-    selector = rule.selector or EVERYTHING[rule.version]
-    return (rule.priority, rule.version, int(selector.network_address), selector.prefixlen, rule.to, rule.mark)
+def _rule_order(rule: Rule) -> tuple[bool, int, int, int, int, bool, int]:
+    """Return the sorting key of removals."""
+    selector, is_main = rule.selector or EVERYTHING[rule.version], rule.table == TABLE_MAIN
+    return (is_main, rule.priority, rule.version, int(selector.network_address), selector.prefixlen, rule.to, rule.mark)
 
 
 # Objects and operations

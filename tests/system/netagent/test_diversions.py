@@ -391,6 +391,33 @@ def test_rule_from_a_bridges_address_comes_after_that_for_main(lab: Lab) -> None
         assert "31025 must come after it" in removal["reason"]
 
 
+def test_removals_leave_no_rule_without_that_for_main(lab: Lab) -> None:
+    """The operations between the two removals may take seconds."""
+    primary = ifindex(lab, "eth1")
+    last = rule("10.0.1.10", 9999 + primary, 31020)
+    gone = [main_rule(op="rule_remove"), {**last, "op": "rule_remove"}]
+    with Wire(lab) as wire:
+        assert wire.apply(main_rule(), last)["verdict"] == "applied"
+        assert "31020 must come after it; remove that rule before" in wire.apply(*gone)["reason"]
+        assert wire.ask(request="check", ops=gone)["refusals"][0]["position"] == 0
+        assert wire.apply(*gone[::-1])["verdict"] == "applied"
+
+
+def test_rollback_keeps_the_rule_for_main_that_another_needs(lab: Lab) -> None:
+    """The former one cannot be restored, because main's default route discards packets meanwhile."""
+    primary = ifindex(lab, "eth1")
+    moved = [main_rule() | {"priority": 31005}, main_rule(op="rule_remove")]
+    with Wire(lab) as wire:
+        assert wire.apply(main_rule(), rule("10.0.1.10", 9999 + primary, 31020))["verdict"] == "applied"
+        assert wire.apply(*moved, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch(["route add unreachable default metric 1"])
+        left = wire.ask(request="rollback", id="open")["not_undone"]
+        lab.batch(["route delete unreachable default metric 1"])
+    assert [(each["op"], each["priority"]) for each in left] == [("rule_add", 31010), ("rule_remove", 31005)]
+    assert "31020 must come after it" in left[1]["reason"]
+    assert "31005:\tfrom all lookup main suppress_prefixlength 0" in lab.run(["ip", "rule"]).stdout
+
+
 @pytest.mark.parametrize("selector", ["10.0.1.64/28", "10.0.1.193/32"])
 def test_rule_for_forwarded_packets_spares_routes_in_other_subnets(lab: Lab, selector: str) -> None:
     """The rule is for one subnet of the link; its table has another one on link, in which main has a pod's route."""
