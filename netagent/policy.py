@@ -601,7 +601,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Change:
     return op.inverse(before)
 
 
-def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
+def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     """Return True if addresses that the rule selects belong to the link, whatever other links have.
 
     A single source belongs to it if the link has it, also if another link has it, too (no request can make such a
@@ -618,7 +618,9 @@ def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     if rule.local:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)
-    # It also selects forwarded packets: only for a range of the link.
+    # It also selects forwarded packets: only for a range of the link, and none if the operator wants no ranges.
+    if view.settings.prefixes is Prefixes.IGNORE:
+        return False
     in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
     return in_range or (in_subnet and claims.range_limit(network, view.networks.on_link(link, network)) is None)
 

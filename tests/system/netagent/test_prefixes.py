@@ -8,7 +8,7 @@ import msgpack
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, main_rule, route, rule
+from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, kernel_state, main_rule, route, rule
 
 LEDGER = "/run/cloud-network-netagent/ledger"
 
@@ -117,3 +117,16 @@ def test_open_change_of_an_earlier_version_is_rolled_back(lab: Lab) -> None:
     start(lab)
     lab.wait_for(lambda: answers(lab))
     assert rules(lab) == []
+
+
+def test_no_rule_for_a_range_if_the_operator_wants_none(lab: Lab) -> None:
+    """Also for one that another program has made local."""
+    lab.stop("netagent")
+    lab.write_config(f'{CONFIG}[Network]\nPrefixes = "ignore"\n')
+    start(lab)
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add local 10.80.0.0/24 dev eth0 proto 66"])
+    with Wire(lab) as wire:
+        answer = wire.apply(rule("10.80.0.0/24", 9999 + on, suppress=True))
+    lab.batch(["route delete local 10.80.0.0/24 dev eth0"])
+    assert answer["reason"] == "10.80.0.0/24 is no address or range of eth0"
