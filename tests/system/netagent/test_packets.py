@@ -391,7 +391,7 @@ def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: PacketObservers) -> No
         assert wire.apply(*on(lab, ops))["verdict"] == "applied"
         removed = wire.apply(main_rule(op="rule_remove"))
         arrived = seen.receivers("10.50.0.7", MINE)
-        again = [{**op, "op": "rule_remove"} for op in on(lab, FROM)]
+        again = [{**op, "op": "rule_remove"} for op in reversed(on(lab, FROM))]
         whole = wire.apply(*again)
         wire.ask(request="flush", id="after")
     assert (removed["verdict"], arrived, whole["verdict"]) == ("refused", {"vpn"}, "applied")
