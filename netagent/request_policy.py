@@ -5,11 +5,14 @@ No rule may lose its justification (be orphaned): an address, an on-link or loca
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from . import claims
 from .claims import single
+from .network_index import NetworkIndex
 from .operations import (
     EVERYTHING,
     AddressAdd,
@@ -22,7 +25,6 @@ from .operations import (
     RouteRemove,
     RouteReplace,
     RuleAdd,
-    RuleRemove,
 )
 from .policy import Refusal, check_operation, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
@@ -41,7 +43,6 @@ class Accepted:
     op: Operation
     inverse: Change
     removed_justification: tuple[int, IPNetwork] | None  # see justification_removed_by
-    orphan: RuleRemove | None  # a rule for forwarded packets, too, that was orphaned at that moment
 
 
 class Rejected(Exception):
@@ -102,19 +103,7 @@ def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) 
 def accept(position: int, op: Operation, view: View) -> Accepted:
     """Return the operation as accepted, and count it in the view. Raises Refusal."""
     inverse = check_operation(op, view)
-    removed = justification_removed_by(op, inverse, view)
-    return Accepted(position, op, inverse, removed, None if removed is None else orphan_now(op, *removed, view))
-
-
-def orphan_now(op: Operation, link: int, network: IPNetwork, view: View) -> RuleRemove | None:
-    """Return a rule without `iif lo` that `op` has orphaned, also if the request removes the rule later.
-
-    Until then, which may take seconds, such a rule would select packets that this host forwards.
-    """
-    if isinstance(op, AddressRemove) and any(True for _ in view.addresses.in_network(link, network)):
-        network = single(op.interface.ip)  # the subnet is still that of another address
-    found = (rule for table in view.own_tables(link) for rule in view.rules.overlapping(table, network))
-    return next((rule for rule in found if not rule.local and not is_justified(rule, link, view)), None)
+    return Accepted(position, op, inverse, justification_removed_by(op, inverse, view))
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
@@ -169,24 +158,20 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
     """
     removed = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
-        if each.orphan is not None:
-            yield Refused(f"{shown(each.orphan)} depends on it; remove the rule before it", each.position)
-        elif each.removed_justification is not None:
+        if each.removed_justification is not None:
             removed.setdefault(each.removed_justification, each.position)
-    justified = set[RuleRemove]()
+    rules = rules_by_table(view) if removed else {}
+    justified = set[RuleAdd]()
     for (link, network), position in removed.items():
-        for rule in (rule for table in view.own_tables(link) for rule in view.rules.overlapping(table, network)):
+        found = (rules[table].overlapping(network) for table in view.own_tables(link) if table in rules)
+        for _, rule in chain.from_iterable(found):
             if rule in justified:
                 continue
             if not is_justified(rule, link, view):
-                yield Refused(f"{shown(rule)} depends on it; remove the rule in the same request", position)
+                where = f"rule {rule.priority} from {rule.selector}"
+                yield Refused(f"{where} depends on it; remove the rule in the same request", position)
                 break
             justified.add(rule)
-
-
-def shown(rule: RuleRemove) -> str:
-    """Return a rule as text, for a reason."""
-    return f"rule {rule.priority} {'to' if rule.to else 'from'} {rule.selector}"
 
 
 def justification_removed_by(op: Operation, inverse: Change, view: View) -> tuple[int, IPNetwork] | None:
@@ -204,3 +189,12 @@ def justification_removed_by(op: Operation, inverse: Change, view: View) -> tupl
         case RouteReplace(), RouteReplace(gateway=None) as before:
             return before.link, before.destination
     return None
+
+
+def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
+    """Return the owned rules that have a selector, by table and by selector."""
+    found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
+    for removal in view.rules.own.values():
+        if removal.selector.prefixlen:
+            found[removal.table].add(removal.selector, removal.inverse())
+    return found

@@ -22,7 +22,7 @@ from cloud_network.fetcher.network.objects import (
     Route,
     Rule,
 )
-from cloud_network.netagent.claims import is_single, link_of_table, overlap
+from cloud_network.netagent.claims import link_of_table
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
@@ -47,12 +47,8 @@ _TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     """Return the operations that change `actual` into `desired`."""
     links = {link.ifindex: link for link in actual.links}
-    routes = list(_leaving_routes(desired, actual)) if may_remove else []
+    ops: list[Operation] = list(_route_removals(desired, actual)) if may_remove else []
     leaving = list(_leaving(desired, actual)) if may_remove else []
-    rules = list(_leaving_rules(desired, actual)) if may_remove else []
-    first = _rules_of_leaving(rules, leaving, routes)
-    ops: list[Operation] = [remove_rule(rule) for rule in rules if rule in first]
-    ops += map(remove_route, routes)
     reforms = list(_reforms(desired, actual, leaving)) if may_remove else []
     for goal in desired.links:
         ops += _link_changes(goal.settings, links[goal.settings.ifindex])
@@ -66,8 +62,8 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
     ops += _mark_table(desired, actual)
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
-    ops += [remove_rule(rule) for rule in rules if rule not in first]
     if may_remove:
+        ops += _rule_removals(desired, actual)
         ops += _smaller_mark_table(desired)
     return tuple(ops)
 
@@ -150,16 +146,13 @@ def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
         yield LinkUp(settings.ifindex)
 
 
-def _leaving_routes(desired: Desired, actual: Actual) -> Iterator[Route]:
-    """Yield the routes that are no longer wanted.
-
-    They are removed before the addresses: the kernel removes a link's routes with its last address.
-    """
+def _route_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    """Yield removals of routes, before those of addresses: the kernel removes a link's routes with its last address."""
     wanted_routes = set(desired.routes)
     places = {(route.table, route.destination) for route in wanted_routes}
     for route in sorted(actual.routes - wanted_routes, key=_route_order):
         if (route.table, route.destination) not in places and route.ifindex not in desired.unmanaged:
-            yield route  # a changed route is replaced in place
+            yield remove_route(route)  # a changed route is replaced in place
 
 
 def _leaving(desired: Desired, actual: Actual) -> Iterator[Address]:
@@ -170,33 +163,15 @@ def _leaving(desired: Desired, actual: Actual) -> Iterator[Address]:
             yield kernel.address
 
 
-def _leaving_rules(desired: Desired, actual: Actual) -> Iterator[Rule]:
-    """Yield the rules that are no longer wanted.
+def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    """Yield removals of rules, last of all: every address with an open connection needs a rule at all times.
 
-    Most are removed last of all: every address with an open connection needs a rule at all times. The kernel evaluates
-    rules of one priority in the order of their addition, so an old rule matches first until it is removed. If its
-    address or table is already gone, it has no effect. Rules for main are last: others need them.
+    The kernel evaluates rules of one priority in the order of their addition, so an old rule matches first until it is
+    removed. If its address or table is already gone, it has no effect. Rules for main are last: others need them.
     """
     for rule in sorted(actual.rules - set(desired.rules), key=_rule_order):
         if rule.table not in desired.unmanaged_tables:
-            yield rule
-
-
-def _rules_of_leaving(rules: Iterable[Rule], leaving: Iterable[Address], routes: Iterable[Route]) -> set[Rule]:
-    """Return the rules that are removed first: they would select forwarded packets once their addresses have left.
-
-    netagent refuses to remove the address or the range before. Rules with `iif lo` select no forwarded packets.
-    """
-    addresses, subnets = {each.address for each in leaving}, {each.subnet[1] for each in leaving}
-    ranges = {each.destination for each in routes if each.gateway is None and each.destination.prefixlen}
-    found = set[Rule]()
-    for rule in rules:
-        if rule.selector is None or rule.local:
-            continue
-        around = ranges if is_single(rule.selector) else ranges | subnets
-        if rule.selector.network_address in addresses or any(overlap(each, rule.selector) for each in around):
-            found.add(rule)
-    return found
+            yield remove_rule(rule)
 
 
 def _route_order(route: Route) -> tuple[int, bool, int, int, int]:
