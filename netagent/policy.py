@@ -340,8 +340,6 @@ def check_route_replace(op: RouteReplace, view: View) -> Change:
     else:
         check_gateway(op.link, op.gateway, view)
         check_destination(op, view)
-    if op.gateway is None and op.table != TABLE_LOCAL and view.foreign.is_divided(op.destination):
-        check_rules_of_table(op, view)
     if existing is None:
         check_room(view)
     view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway, changed=True))
@@ -394,6 +392,8 @@ def check_on_link(op: RouteReplace, view: View) -> None:
             check_nesting(link, network, view)
     else:
         check_claimed_subnet(link, network, view)
+    if view.foreign.is_divided(network):
+        check_rules_of_table(op, view)
 
 
 def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
@@ -601,7 +601,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Change:
     return op.inverse(before)
 
 
-def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
+def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
     """Return True if addresses that the rule selects belong to the link, whatever other links have.
 
     A single source belongs to it if the link has it, also if another link has it, too (no request can make such a
@@ -668,8 +668,9 @@ def check_others_keep_main(op: RuleRemove, view: View) -> None:
     """Raise Refusal if a rule needs this rule for main. The operations between the two removals may take seconds."""
     version = op.selector.version
     for rule in view.rules.own.values():
-        there = view.rules.main_comes_before(version, rule.priority, without=op.priority)
-        if rule.selector.version == version and not there and needs_main(rule, view):
+        if rule.selector.version != version or not needs_main(rule, view):
+            continue
+        if not view.rules.main_comes_before(version, rule.priority, without=op.priority):
             raise Refusal(f"cloud-network's rule {rule.priority} must come after it; remove that rule before")
 
 

@@ -345,6 +345,11 @@ table ip wg-quick-wg0 {
 """
 
 
+def counted(lab: Lab, table_name: str) -> list[str]:
+    """Return the packets that each counter of a table has counted."""
+    return re.findall(r"counter packets (\d+)", lab.run(["nft", "list", "table", "ip", table_name]).stdout)
+
+
 def test_clients_of_a_vpn_router_stay_in_the_vpn() -> None:
     """wg-quick copies whole connection marks to UDP packets, also to those that a client sends."""
     with Lab(Spec.aws(interfaces=2)) as lab:
@@ -365,8 +370,7 @@ def test_clients_of_a_vpn_router_stay_in_the_vpn() -> None:
         client = lab.neighbours[0]
         client.batch(["route add 198.51.100.0/24 via 10.0.1.10"])
         client.run(["/usr/bin/python3", "-c", SENDS])
-        counters = lab.run(["nft", "list", "table", "ip", "wg-quick-wg0"]).stdout
-        assert re.findall(r"counter packets (\d+)", counters) == ["3", "0"]
+        assert counted(lab, "wg-quick-wg0") == ["3", "0"]
 
 
 PUBLISHES = """
@@ -400,8 +404,7 @@ def test_outer_packets_of_an_overlay_keep_their_route() -> None:
             answer = wire.apply(table((on, 1)), own_table, main_rule(), *marked)
             assert answer["verdict"] == "applied", answer
         lab.neighbours[1].run(["/usr/bin/python3", "-c", SENDS.replace("198.51.100.10", "10.0.2.10")])
-        counters = lab.run(["nft", "list", "table", "ip", "published"]).stdout
-        assert re.findall(r"counter packets (\d+)", counters) == ["3", "0"]
+        assert counted(lab, "published") == ["3", "0"]
 
 
 def test_published_pods_inside_the_subnet_keep_their_route(lab: Lab, on: Links, wire: Wire) -> None:
