@@ -14,6 +14,9 @@ import pytest
 
 from .image import NEWER, build, debian
 
+for checks in ("checks", "kernel_checks", "reply_checks"):
+    pytest.register_assert_rewrite(f"{__package__}.{checks}")
+
 REQUIRED_PROGRAMS = {
     "debootstrap": "debootstrap",
     "dpkg-buildpackage": "dpkg-dev",
