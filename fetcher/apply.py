@@ -299,7 +299,7 @@ def components(
     if not parts:
         return [tuple(common)] if common else []
     split = sorted(parts.values(), key=lambda part: role({link_of(op, table_base) for op in part}))
-    removed = next((at for at, op in enumerate(plan) if isinstance(op, RuleRemove)), len(plan))
+    removed = _last_removals(plan)
     last_table = [op for op in plan[removed:] if isinstance(op, ForwardedReplies)]
     first_table = [op for op in plan[:removed] if isinstance(op, ForwardedReplies)]
     rules = [op for op in common if not isinstance(op, ForwardedReplies)]
@@ -307,6 +307,13 @@ def components(
     split[-1] += last_table
     removals = tuple(op for op in rules if is_removal(op))
     return [*(tuple(part) for part in split), *([removals] if removals else [])]
+
+
+def _last_removals(plan: Plan) -> int:
+    """Return the position of the removals of rules that end the plan, except for those before their address leaves."""
+    others = [at for at, op in enumerate(plan) if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)]
+    after = others[-1] if others else 0
+    return next((at for at, op in enumerate(plan) if at >= after and isinstance(op, RuleRemove)), len(plan))
 
 
 def _with_common(ops: list[Operation], common: list[Operation]) -> list[Operation]:

@@ -601,7 +601,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Change:
     return op.inverse(before)
 
 
-def is_justified(rule: RuleAdd, link: int, view: View) -> bool:
+def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     """Return True if addresses that the rule selects belong to the link, whatever other links have.
 
     A single source belongs to it if the link has it, also if another link has it, too (no request can make such a

@@ -5,16 +5,14 @@ No rule may lose its justification (be orphaned): an address, an on-link or loca
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from . import claims
 from .claims import single
-from .network_index import NetworkIndex
 from .operations import (
     EVERYTHING,
+    TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
     Change,
@@ -25,6 +23,7 @@ from .operations import (
     RouteRemove,
     RouteReplace,
     RuleAdd,
+    RuleRemove,
 )
 from .policy import Refusal, check_operation, is_justified, needs_main
 from .protocol import MAX_REFUSALS, Refused
@@ -43,6 +42,7 @@ class Accepted:
     op: Operation
     inverse: Change
     removed_justification: tuple[int, IPNetwork] | None  # see justification_removed_by
+    orphan: RuleRemove | None  # see forwarding_orphan
 
 
 class Rejected(Exception):
@@ -103,7 +103,23 @@ def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) 
 def accept(position: int, op: Operation, view: View) -> Accepted:
     """Return the operation as accepted, and count it in the view. Raises Refusal."""
     inverse = check_operation(op, view)
-    return Accepted(position, op, inverse, justification_removed_by(op, inverse, view))
+    removed = justification_removed_by(op, inverse, view)
+    return Accepted(position, op, inverse, removed, None if removed is None else forwarding_orphan(op, *removed, view))
+
+
+def forwarding_orphan(op: Operation, link: int, network: IPNetwork, view: View) -> RuleRemove | None:
+    """Return a rule without `iif lo` whose address or range in table local `op` has removed, if there is one.
+
+    While that was there, the kernel dropped packets of others with such a source. Now the rule would select them, until
+    the request removes it, which may take seconds. A range that is only a part of a subnet makes no such difference.
+    """
+    if isinstance(op, RouteRemove | RouteReplace) and op.table != TABLE_LOCAL:
+        return None
+    ranges_stay = isinstance(op, AddressRemove) and network != EVERYTHING[4]
+    lost = single(op.interface.ip) if isinstance(op, AddressRemove) and ranges_stay else network
+    rules = (rule for table in view.own_tables(link) for rule in view.rules.overlapping(table, lost))
+    rules = (rule for rule in rules if not rule.local and (rule.selector == lost or not ranges_stay))
+    return next((rule for rule in rules if not is_justified(rule, link, view)), None)
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
@@ -158,20 +174,24 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
     """
     removed = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
-        if each.removed_justification is not None:
+        if each.orphan is not None:
+            yield Refused(f"{shown(each.orphan)} depends on it; remove the rule before it", each.position)
+        elif each.removed_justification is not None:
             removed.setdefault(each.removed_justification, each.position)
-    rules = rules_by_table(view) if removed else {}
-    justified = set[RuleAdd]()
+    justified = set[RuleRemove]()
     for (link, network), position in removed.items():
-        found = (rules[table].overlapping(network) for table in view.own_tables(link) if table in rules)
-        for _, rule in chain.from_iterable(found):
+        for rule in (rule for table in view.own_tables(link) for rule in view.rules.overlapping(table, network)):
             if rule in justified:
                 continue
             if not is_justified(rule, link, view):
-                where = f"rule {rule.priority} from {rule.selector}"
-                yield Refused(f"{where} depends on it; remove the rule in the same request", position)
+                yield Refused(f"{shown(rule)} depends on it; remove the rule in the same request", position)
                 break
             justified.add(rule)
+
+
+def shown(rule: RuleRemove) -> str:
+    """Return a rule as text, for a reason."""
+    return f"rule {rule.priority} {'to' if rule.to else 'from'} {rule.selector}"
 
 
 def justification_removed_by(op: Operation, inverse: Change, view: View) -> tuple[int, IPNetwork] | None:
@@ -189,12 +209,3 @@ def justification_removed_by(op: Operation, inverse: Change, view: View) -> tupl
         case RouteReplace(), RouteReplace(gateway=None) as before:
             return before.link, before.destination
     return None
-
-
-def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
-    """Return the owned rules that have a selector, by table and by selector."""
-    found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
-    for removal in view.rules.own.values():
-        if removal.selector.prefixlen:
-            found[removal.table].add(removal.selector, removal.inverse())
-    return found

@@ -22,7 +22,8 @@ from cloud_network.fetcher.network.objects import (
     Route,
     Rule,
 )
-from cloud_network.netagent.claims import link_of_table
+from cloud_network.fetcher.network.rules import Interval, IntervalIndex
+from cloud_network.netagent.claims import is_single, link_of_table
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
@@ -47,11 +48,13 @@ _TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     """Return the operations that change `actual` into `desired`."""
     links = {link.ifindex: link for link in actual.links}
-    ops: list[Operation] = list(_route_removals(desired, actual)) if may_remove else []
+    first = [op for goal in desired.links for op in _link_changes(goal.settings, links[goal.settings.ifindex])]
+    ops: list[Operation] = []
     leaving = list(_leaving(desired, actual)) if may_remove else []
     reforms = list(_reforms(desired, actual, leaving)) if may_remove else []
-    for goal in desired.links:
-        ops += _link_changes(goal.settings, links[goal.settings.ifindex])
+    if may_remove:
+        first += _forwarding_removals(desired, actual, leaving)
+        ops += _route_removals(desired, actual)
     for each in reforms:
         ops += each.release()
     ops += map(remove_address, leaving)
@@ -63,9 +66,10 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     ops += _mark_table(desired, actual)
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
     if may_remove:
-        ops += _rule_removals(desired, actual)
+        ops += map(remove_rule, _leaving_rules(desired, actual))
         ops += _smaller_mark_table(desired)
-    return tuple(ops)
+    done = set(first)
+    return (*first, *(op for op in ops if op not in done))
 
 
 def _mark_table(desired: Desired, actual: Actual) -> Iterator[ForwardedReplies]:
@@ -163,15 +167,60 @@ def _leaving(desired: Desired, actual: Actual) -> Iterator[Address]:
             yield kernel.address
 
 
-def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
-    """Yield removals of rules, last of all: every address with an open connection needs a rule at all times.
+def _leaving_rules(desired: Desired, actual: Actual) -> list[Rule]:
+    """Return the owned rules that are no longer wanted, in the order of their removal.
 
-    The kernel evaluates rules of one priority in the order of their addition, so an old rule matches first until it is
-    removed. If its address or table is already gone, it has no effect. Rules for main are last: others need them.
+    Most are removed last of all: every address with an open connection needs a rule at all times. The kernel evaluates
+    rules of one priority in the order of their addition, so an old rule matches first until it is removed. If its
+    address or table is already gone, it has no effect. Rules for main are last: others need them.
     """
-    for rule in sorted(actual.rules - set(desired.rules), key=_rule_order):
-        if rule.table not in desired.unmanaged_tables:
-            yield remove_rule(rule)
+    leaving = sorted(actual.rules - set(desired.rules), key=_rule_order)
+    return [rule for rule in leaving if rule.table not in desired.unmanaged_tables]
+
+
+def _forwarding_removals(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[Operation]:
+    """Yield removals of rules that would select forwarded packets once their address or range has left.
+
+    netagent refuses to remove the address or range before. The rules that take over for addresses that stay come first,
+    with the ranges that they need.
+    """
+    ranges = [each.destination for each in actual.routes - set(desired.routes) if each.gateway is None]
+    gone = [Interval.of_network(each) for each in ranges]
+    addresses = IntervalIndex([*gone, *(Interval.of_address(each.address) for each in leaving)])
+    networks = IntervalIndex([*gone, *(Interval.of_network(each.subnet[1]) for each in leaving)])
+    old = [
+        rule
+        for rule in _leaving_rules(desired, actual)
+        if rule.selector is not None
+        and not rule.local
+        and _overlapping(rule, addresses if is_single(rule.selector) else networks)
+    ]
+    new = _successors(old, desired, actual)
+    ranges = [rule.selector for rule in new if rule.selector is not None and not rule.local]
+    for route in desired.routes:
+        if route.table == TABLE_LOCAL and route.destination in ranges and route not in actual.routes:
+            yield replace_route(route)
+    yield from map(add_rule, new)
+    yield from map(remove_rule, old)
+
+
+def _successors(old: Iterable[Rule], desired: Desired, actual: Actual) -> list[Rule]:
+    """Return the new rules for addresses that stay and that `old` rules select, after new rules of no link."""
+    kept = [each for each in desired.addresses if (each.ifindex, each.address) in actual.addresses]
+    staying = IntervalIndex(Interval.of_address(each.address) for each in kept)
+    selected = {(rule.table, each) for rule in old for each in _overlapping(rule, staying)}
+    if not selected:
+        return []
+    new = [rule for rule in desired.rules if rule not in actual.rules]
+    return [
+        rule
+        for rule in new
+        if rule in desired.common or any((rule.table, each) in selected for each in _overlapping(rule, staying))
+    ]
+
+
+def _overlapping(rule: Rule, index: IntervalIndex) -> list[Interval]:
+    return [] if rule.selector is None else list(index.overlapping(Interval.of_network(rule.selector)))
 
 
 def _route_order(route: Route) -> tuple[int, bool, int, int, int]:

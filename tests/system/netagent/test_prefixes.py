@@ -119,6 +119,35 @@ def test_open_change_of_an_earlier_version_is_rolled_back(lab: Lab) -> None:
     assert rules(lab) == []
 
 
+def test_rule_for_part_of_a_subnet_stays_during_a_replacement(lab: Lab, wire: Wire) -> None:
+    """The first address of the subnet leaves, and for a moment no address has the subnet's length."""
+    on = ifindex(lab, "eth0")
+    part = [main_rule(), rule("10.0.2.8/29", 9999 + on, 31020)]
+    assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.11/24"), *part)["verdict"] == "applied"
+    answer = wire.apply(
+        {**address(on, "10.0.2.11/32"), "route": False},
+        address(on, "10.0.2.11/24", "address_remove"),
+        address(on, "10.0.2.10/24", "address_remove"),
+        address(on, "10.0.2.11/24"),
+        address(on, "10.0.2.11/32", "address_remove"),
+    )
+    assert answer["verdict"] == "applied", answer
+    assert len(rules(lab)) == 2
+
+
+def test_ranges_that_leave_with_the_last_address_have_no_rule(lab: Lab, wire: Wire) -> None:
+    """The kernel removes the local route together with the last IPv4 address of the link."""
+    on = ifindex(lab, "eth1")
+    lab.batch(["address flush dev eth1"])
+    part = rule("10.77.0.0/28", 9999 + on, suppress=True)
+    made = [address(on, "10.0.2.10/32"), route(on, "10.77.0.0/28", table=255), part]
+    answer = wire.apply(*made)
+    assert answer["verdict"] == "applied", answer
+    gone, removal = address(on, "10.0.2.10/32", "address_remove"), {**part, "op": "rule_remove"}
+    assert "remove the rule before it" in wire.apply(gone, removal)["reason"]
+    assert wire.apply(removal, gone)["verdict"] == "applied"
+
+
 def test_no_rule_for_a_range_if_the_operator_wants_none(lab: Lab) -> None:
     """Also for one that another program has made local."""
     lab.stop("netagent")

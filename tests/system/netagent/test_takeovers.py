@@ -548,7 +548,24 @@ def test_a_rule_does_not_outlive_its_address(lab: Lab, text: str) -> None:
         assert wire.apply(address(on, text), from_it)["verdict"] == "applied"
         gone = address(on, text, "address_remove")
         assert "depends on it" in wire.apply(gone)["reason"]
-        assert wire.apply(gone, {**from_it, "op": "rule_remove"})["verdict"] == "applied"
+        assert wire.apply({**from_it, "op": "rule_remove"}, gone)["verdict"] == "applied"
+
+
+@pytest.mark.parametrize("is_range", [False, True])
+def test_rule_for_forwarded_packets_goes_before_its_address(lab: Lab, is_range: bool) -> None:
+    """Operations between the two removals may take seconds, in which packets of a client would take the rule."""
+    on = ifindex(lab, "eth0")
+    own = route(on, "10.77.0.0/28", table=255) if is_range else address(on, "10.77.0.5/32")
+    selects = rule("10.77.0.0/28" if is_range else "10.77.0.5/32", 9999 + on, 31000, suppress=True)
+    gone, unselected = {**own, "op": own["op"].replace("_add", "_remove").replace("replace", "remove")}, selects.copy()
+    gone.pop("route", None)
+    unselected["op"] = "rule_remove"
+    with Wire(lab) as wire:
+        assert wire.apply(own, selects)["verdict"] == "applied"
+    for order in ([gone, unselected], [gone, own]):
+        assert "depends on it; remove the rule before it" in refused(lab, *order)
+    with Wire(lab) as wire:
+        assert wire.apply(unselected, gone)["verdict"] == "applied"
 
 
 # Limits, and a flush at the limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from itertools import groupby
 from operator import contains
 from typing import Any
 
@@ -12,15 +13,18 @@ from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance, IPAddress
 from cloud_network.fetcher.network.objects import Actual, Route, Rule
 from cloud_network.fetcher.network.plan import is_removal, plan
+from cloud_network.netagent.claims import link_of_table, single, within
 from cloud_network.netagent.operations import (
     AddressRemove,
     ForwardedReplies,
     LinkMtu,
     LinkUp,
+    RouteRemove,
     RouteReplace,
     RuleAdd,
     RuleRemove,
 )
+from cloud_network.netagent.protocol import TABLE_LOCAL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,25 +109,48 @@ def changes_of(cloud: Instance, here: Actual, **config: Any) -> list[str]:
 
 
 def test_links_come_up_first_and_rules_are_removed_last() -> None:
+    """Except for a rule that would select forwarded packets once its address has left."""
     table = BASE + 2
+    of_leaving = Rule(31000, 4, ip_network("10.0.1.99"), table, suppress=True)
     here = host(
         link(1, up=False),
         link(2),
         addresses=kernel_address(2, "10.0.1.99/24", owned=True),
         routes=frozenset({Route(table, 2, ip_network("10.9.0.0/16"), None)}),
-        rules=frozenset({Rule(31000, 4, ip_network("10.0.1.99"), table, suppress=True)}),
+        rules=frozenset({of_leaving, Rule(31000, 4, ip_network("10.0.1.0/28"), table, suppress=True, local=True)}),
     )
-    order = list(dict.fromkeys(changes_of(instance(interface(1, mtu=9001), interface(2)), here)))
+    order = [kind for kind, _ in groupby(changes_of(instance(interface(1, mtu=9001), interface(2)), here))]
     assert order == [
-        "RouteRemove",
         "LinkMtu",
         "LinkUp",
+        "RuleRemove",
+        "RouteRemove",
         "AddressRemove",
         "AddressAdd",
         "RouteReplace",
         "RuleAdd",
         "RuleRemove",
     ]
+
+
+@given(clouds(), configs, hosts(), clouds(), st.sampled_from(Rules))
+def test_no_forwarding_rule_outlives_its_address(
+    cloud: Instance, config: Config, before: Actual, other: Instance, rules: Rules
+) -> None:
+    """netagent refuses such a plan. A range may justify the rule of a single address, too."""
+    here = after_changes(plan(goal_of(cloud, config, before), before, may_remove=True), before)
+    goal = goal_of(other, replace(config, rules=rules), here)
+    for op in plan(goal, here, may_remove=True):
+        there = here
+        here = after_changes((op,), here)
+        if isinstance(op, AddressRemove) and (op.link, op.interface.ip) not in here.addresses:
+            ranges = [each.destination for each in here.routes if each.table == TABLE_LOCAL]
+            on = {rule.table for rule in there.rules if link_of_table(rule.table, BASE) == op.link}
+            left = [rule for rule in here.rules if rule.selector == single(op.interface.ip) and rule.table in on]
+            assert [rule for rule in left if not rule.local and not within(single(op.interface.ip), ranges)] == []
+        if isinstance(op, RouteRemove) and op.table == TABLE_LOCAL:
+            on = {rule.table for rule in there.rules if link_of_table(rule.table, BASE) == op.link}
+            assert [rule for rule in here.rules if rule.selector == op.destination and rule.table in on] == []
 
 
 def tables(rules: list[Rule], source: IPAddress) -> list[int]:
