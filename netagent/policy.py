@@ -625,6 +625,31 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     return in_range or (in_subnet and claims.range_limit(network, view.networks.on_link(link, network)) is None)
 
 
+def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool) -> RuleRemove | None:
+    """Return a rule without `iif lo` for a part of `network` whose address or range the link does not have, or None.
+
+    `exact`: only a rule for the network itself. An address on lo or a virtual link does not count: another program may
+    remove it at any time.
+    """
+    for table in view.own_tables(link):
+        for rule in view.rules.overlapping(table, network):
+            if rule.local or (exact and rule.selector != network):
+                continue
+            if is_single(rule.selector):
+                has = link in view.addresses.holders(rule.selector.network_address)
+                has = has or view.networks.local_ranges.covers(link, rule.selector)
+            else:
+                has = is_justified(rule, link, view)
+            if not has:
+                return rule
+    return None
+
+
+def shown(rule: RuleRemove) -> str:
+    """Return a rule as text, for a reason."""
+    return f"rule {rule.priority} {'to' if rule.to else 'from'} {rule.selector}"
+
+
 def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     """Return another link that has addresses or local ranges that the rule selects; None if they belong to `link`.
 

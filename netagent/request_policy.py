@@ -25,7 +25,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .policy import Refusal, check_operation, is_justified, needs_main
+from .policy import Refusal, check_operation, forwarding_orphan, is_justified, needs_main, shown
 from .protocol import MAX_REFUSALS, Refused
 from .rules import is_main_rule
 from .view import View
@@ -42,7 +42,7 @@ class Accepted:
     op: Operation
     inverse: Change
     removed_justification: tuple[int, IPNetwork] | None  # see justification_removed_by
-    orphan: RuleRemove | None  # see forwarding_orphan
+    orphan: RuleRemove | None  # see orphan_now
 
 
 class Rejected(Exception):
@@ -104,10 +104,10 @@ def accept(position: int, op: Operation, view: View) -> Accepted:
     """Return the operation as accepted, and count it in the view. Raises Refusal."""
     inverse = check_operation(op, view)
     removed = justification_removed_by(op, inverse, view)
-    return Accepted(position, op, inverse, removed, None if removed is None else forwarding_orphan(op, *removed, view))
+    return Accepted(position, op, inverse, removed, None if removed is None else orphan_now(op, *removed, view))
 
 
-def forwarding_orphan(op: Operation, link: int, network: IPNetwork, view: View) -> RuleRemove | None:
+def orphan_now(op: Operation, link: int, network: IPNetwork, view: View) -> RuleRemove | None:
     """Return a rule without `iif lo` whose address or range in table local `op` has removed, if there is one.
 
     While that was there, the kernel dropped packets of others with such a source. Now the rule would select them, until
@@ -115,11 +115,9 @@ def forwarding_orphan(op: Operation, link: int, network: IPNetwork, view: View) 
     """
     if isinstance(op, RouteRemove | RouteReplace) and op.table != TABLE_LOCAL:
         return None
-    ranges_stay = isinstance(op, AddressRemove) and network != EVERYTHING[4]
-    lost = single(op.interface.ip) if isinstance(op, AddressRemove) and ranges_stay else network
-    rules = (rule for table in view.own_tables(link) for rule in view.rules.overlapping(table, lost))
-    rules = (rule for rule in rules if not rule.local and (rule.selector == lost or not ranges_stay))
-    return next((rule for rule in rules if not is_justified(rule, link, view)), None)
+    if isinstance(op, AddressRemove) and network != EVERYTHING[4]:  # otherwise the kernel has removed all ranges, too
+        return forwarding_orphan(link, single(op.interface.ip), view, exact=True)
+    return forwarding_orphan(link, network, view, exact=False)
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
@@ -187,11 +185,6 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
                 yield Refused(f"{shown(rule)} depends on it; remove the rule in the same request", position)
                 break
             justified.add(rule)
-
-
-def shown(rule: RuleRemove) -> str:
-    """Return a rule as text, for a reason."""
-    return f"rule {rule.priority} {'to' if rule.to else 'from'} {rule.selector}"
 
 
 def justification_removed_by(op: Operation, inverse: Change, view: View) -> tuple[int, IPNetwork] | None:

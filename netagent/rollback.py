@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from typing import TypeVar
 
-from .claims import is_single
+from .claims import is_single, single
 from .kernel import Kernel, parts
 from .operations import (
     PROTOCOL,
@@ -31,7 +31,16 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .policy import IPV6_MIN_MTU, Refusal, check_link, check_operation, lost_with_address, split_by_policy
+from .policy import (
+    IPV6_MIN_MTU,
+    Refusal,
+    check_link,
+    check_operation,
+    forwarding_orphan,
+    lost_with_address,
+    shown,
+    split_by_policy,
+)
 from .protocol import Remaining
 from .rtnetlink import Address
 from .rules import is_main_rule, rule_key
@@ -177,7 +186,7 @@ class RollbackState:
         self, view: View, links: Mapping[int, str], to_remove: Set[tuple[int, IPNetwork]], *, all_applied: bool
     ) -> None:
         """`to_remove`: owned routes that the rollback removes; `links` and `all_applied`: see Rollback."""
-        self._view, self._to_remove, self._all_applied = view, to_remove, all_applied
+        self._view, self._to_remove, self._all_applied = view, {*to_remove}, all_applied
         _ = view.routes_at_risk  # computed now, when too little memory has no consequences
         there = {link.index: link.identity for link in view.links.all()}
         self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
@@ -197,6 +206,9 @@ class RollbackState:
         match op:
             case AddressRemove():
                 return self._keeps_address(op)
+            case RouteRemove() if (rule := self._rule_without(op)) is not None:
+                self._to_remove.discard((op.table, op.destination))
+                return f"{shown(rule)} depends on it and stays"
             case LinkDown():
                 if state := lost_with_link(op.link, self._view.addresses.all(), self._foreign):
                     return f"{state} depends on it"
@@ -240,6 +252,8 @@ class RollbackState:
                 self._view.add_owned(op.link, op.interface, connected_route=op.connected_route)
             case RouteRemove() if (op.table, op.destination) in self._view.own_routes:
                 self._view.remove_route(op.table, op.destination)
+            case RuleRemove() if rule_key(op) in self._view.rules.own:
+                self._view.rules.remove(op)
             case RouteReplace():
                 self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
 
@@ -289,7 +303,32 @@ class RollbackState:
         last = op.interface.version == 4 and self._view.addresses.counts.is_last(address)
         if last and (kept := self._own_route(op.link)):
             return f"the route to {kept} depends on it and stays"
+        if (rule := self._rule_without_address(address)) is not None:
+            return f"{shown(rule)} depends on it and stays"
         return lost_with_address(address, self._view)
+
+    def _rule_without_address(self, address: Address) -> RuleRemove | None:
+        """Return a rule that stays and would select forwarded packets once the address is removed, or None.
+
+        The rollback could not restore what the request has replaced by this address.
+        """
+        addresses = self._view.addresses
+        addresses.remove(address)
+        try:
+            return forwarding_orphan(address.link, single(address.ip), self._view, exact=True)
+        finally:
+            addresses.add(address)
+
+    def _rule_without(self, op: RouteRemove) -> RuleRemove | None:
+        """Return a rule that stays and would select forwarded packets once the local range is removed, or None."""
+        route = self._view.own_routes.get((op.table, op.destination))
+        if route is None or op.table != TABLE_LOCAL:
+            return None
+        self._view.remove_route(op.table, op.destination)
+        try:
+            return forwarding_orphan(op.link, op.destination, self._view, exact=False)
+        finally:
+            self._view.add_route(op.table, op.destination, route)
 
     def _own_route(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""

@@ -665,6 +665,29 @@ def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
     assert "10.0.2.10" not in lab.run(["ip", "rule"]).stdout
 
 
+@pytest.mark.parametrize("is_range", [False, True])
+def test_rollback_keeps_what_a_rule_for_forwarded_packets_needs(lab: Lab, is_range: bool) -> None:
+    """It cannot restore the address or range that the request replaced: another program has that now."""
+    on = ifindex(lab, "eth0")
+    if is_range:
+        former, new, theirs = (route(on, text, table=255) for text in ("10.77.0.0/24", "10.77.0.0/25", "10.77.0.0/24"))
+        gone, theirs = {**former, "op": "route_remove"}, "route add local 10.77.0.0/24 dev lo table local"
+        selects = rule("10.77.0.0/26", 9999 + on)
+    else:
+        former, new = address(on, "10.77.0.5/32"), address(on, "10.77.0.5/24")
+        gone, theirs = address(on, "10.77.0.5/32", "address_remove"), "address add 10.77.0.5/32 dev lo"
+        selects = rule("10.77.0.5", 9999 + on)
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), former, selects)["verdict"] == "applied"
+        assert wire.apply(new, gone, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch([theirs])
+        left = wire.ask(request="rollback", id="open")["not_undone"]
+    assert [each["op"] for each in left] == [former["op"], gone["op"]]
+    assert left[1]["reason"].startswith(f"rule 31000 from 10.77.0.{'0/26' if is_range else '5/32'} depends on it")
+    kept = "10.77.0.0/25" if is_range else "10.77.0.5/24"
+    assert kept in lab.run(["sh", "-c", "ip address show dev eth0; ip route show table local dev eth0"]).stdout
+
+
 def test_rollback_keeps_an_operators_address_of_another_length(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with Wire(lab) as wire:
