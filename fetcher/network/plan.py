@@ -184,10 +184,10 @@ def _forwarding_removals(desired: Desired, actual: Actual, leaving: Iterable[Add
     netagent refuses to remove the address or range before. The rules that take over for addresses that stay come first,
     with the ranges that they need.
     """
-    ranges = [each.destination for each in actual.routes - set(desired.routes) if each.gateway is None]
-    gone = [Interval.of_network(each) for each in ranges]
-    addresses = IntervalIndex([*gone, *(Interval.of_address(each.address) for each in leaving)])
-    networks = IntervalIndex([*gone, *(Interval.of_network(each.subnet[1]) for each in leaving)])
+    on_link = [each.destination for each in actual.routes - set(desired.routes) if each.gateway is None]
+    ranges = [Interval.of_network(each) for each in on_link]
+    addresses = IntervalIndex([*ranges, *(Interval.of_address(each.address) for each in leaving)])
+    networks = IntervalIndex([*ranges, *(Interval.of_network(each.subnet[1]) for each in leaving)])
     old = [
         rule
         for rule in _leaving_rules(desired, actual)
@@ -196,16 +196,16 @@ def _forwarding_removals(desired: Desired, actual: Actual, leaving: Iterable[Add
         and _overlapping(rule, addresses if is_single(rule.selector) else networks)
     ]
     new = _successors(old, desired, actual)
-    ranges = [rule.selector for rule in new if rule.selector is not None and not rule.local]
+    needed = {rule.selector for rule in new if not rule.local}
     for route in desired.routes:
-        if route.table == TABLE_LOCAL and route.destination in ranges and route not in actual.routes:
+        if route.table == TABLE_LOCAL and route.destination in needed and route not in actual.routes:
             yield replace_route(route)
     yield from map(add_rule, new)
     yield from map(remove_rule, old)
 
 
 def _successors(old: Iterable[Rule], desired: Desired, actual: Actual) -> list[Rule]:
-    """Return the new rules for addresses that stay and that `old` rules select, after new rules of no link."""
+    """Return the new rules for addresses that stay and that `old` rules select, after the new rules of no link."""
     kept = [each for each in desired.addresses if (each.ifindex, each.address) in actual.addresses]
     staying = IntervalIndex(Interval.of_address(each.address) for each in kept)
     selected = {(rule.table, each) for rule in old for each in _overlapping(rule, staying)}
