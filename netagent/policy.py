@@ -729,7 +729,36 @@ def check_operation(op: Operation, view: View) -> Change:
     """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
     if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
         check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
+    check_earlier_routes(op, view)
     return CHECKS[type(op)](op, view)
+
+
+def check_earlier_routes(op: Operation, view: View) -> None:
+    """Raise Refusal if the link has routes in tables of an earlier RouteTableBase=, except for removals of such.
+
+    The other checks know only the link's present tables, and the rules that lead there. A change of the marks and the
+    removal of a rule for main concern all links.
+    """
+    concerned = [link for link, number in view.earlier_routes.items() if number]
+    match op:
+        case _ if not concerned:
+            return
+        case RuleAdd() if op.selector.prefixlen or op.mark:
+            concerned = [claims.link_of_table(op.table, view.settings.route_table_base)]
+        case AddressAdd() | AddressRemove() | RouteReplace():
+            concerned = [op.link]
+        case RouteRemove() if op.table == TABLE_LOCAL:
+            concerned = [op.link]
+        case RuleRemove() if is_main_rule(op):
+            pass
+        case ForwardedReplies():
+            pass
+        case _:
+            return
+    for link in concerned:
+        if view.earlier_routes[link]:
+            what = f"{view.name(link)} has routes in tables of an earlier RouteTableBase="
+            raise Refusal(f"{what}; remove them first, or: cnctl flush")
 
 
 def check_flush(op: Operation, view: View) -> None:

@@ -80,6 +80,7 @@ class View:
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self._divided: dict[tuple[int, int], IPNetwork | None] = {}  # by link and IP version: see divided_network
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
+        self.earlier_routes = Counter[int]()  # by link, owned routes in tables of an earlier RouteTableBase=
         self.changed_mtus = set[int]()  # links whose MTU this request changes
         self.marks, self.static_neighbours = snapshot.marks, snapshot.static_neighbours
         self._read_addresses(snapshot.addresses)
@@ -291,8 +292,11 @@ class View:
             self.networks.local_ranges.discard(route.link, destination)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
-        """Count an owned route in one of the link's tables, or forget it with -1."""
+        """Count an owned route, or forget it with -1."""
+        if table == TABLE_LOCAL:
+            return
         if table not in self.own_tables(route.link):
+            self.earlier_routes[route.link] += change
             return
         if route.gateway is not None:
             self.gateways.count_own(route.gateway, route.link, change)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.lab import Interface, Lab, Nic, Spec
 from tests.lab.spec import beyond_address, neighbour_address
 from tests.system.service import (
     CONFIG,
+    PROTOCOL,
     audit,
     errors,
     ip,
@@ -266,6 +268,31 @@ def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
         assert all(each.alive() for each in held)
         assert all(lab.reachability().values())
         assert lab.lost() == []
+
+
+def rule_tables(lab: Lab) -> set[str]:
+    return {each["table"] for each in own_objects(lab, "rule-4")}
+
+
+@pytest.mark.parametrize("daemons", [("netagent", "fetcher"), ("fetcher", "netagent")])
+@pytest.mark.parametrize("base", [20000, 9998, 10000])
+def test_another_table_base_moves_all_routes(base: int, daemons: Sequence[str]) -> None:
+    """Also if the numbers of the former and the new tables overlap: those of one interface become another's."""
+    with running_lab(SPEC, "", "netagent", "fetcher") as lab:
+        held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
+        former = lab.run(["ip", "route", "show", "table", "all", "proto", PROTOCOL]).stdout
+        lab.write_config(f"{CONFIG}[Network]\nRouteTableBase = {base}\n")
+        for daemon in daemons:
+            lab.kill(daemon, signal.SIGHUP)
+        names = {nic.name for nic in lab.nics}
+        tables = {str(base + each["ifindex"]) for each in ip(lab, "link") if each["ifname"] in names}
+        lab.wait_for(lambda: rule_tables(lab) == {*tables, "main"}, 20, "the new rules")
+        wait_until_healthy(lab)
+        routes = own_objects(lab, "route-4")
+        assert {each["table"] for each in routes} == tables
+        assert len(routes) == len(former.splitlines())
+        assert all(lab.reachability().values())
+        assert all(each.alive() for each in held)
 
 
 def aggregated_rules(lab: Lab) -> list[tuple[int, IPv4Network]]:

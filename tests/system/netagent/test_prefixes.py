@@ -8,7 +8,16 @@ import msgpack
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, kernel_state, main_rule, route, rule
+from tests.system.netagent.wire import (
+    CONFIG,
+    Wire,
+    address,
+    ifindex,
+    kernel_state,
+    main_rule,
+    route,
+    rule,
+)
 
 LEDGER = "/run/cloud-network-netagent/ledger"
 
@@ -133,6 +142,36 @@ def test_rule_for_part_of_a_subnet_stays_during_a_replacement(lab: Lab, wire: Wi
     )
     assert answer["verdict"] == "applied", answer
     assert len(rules(lab)) == 2
+
+
+def test_routes_of_an_earlier_table_base_go_first(lab: Lab) -> None:
+    """Otherwise the rules that lead to them would outlive their address, and divert the packets of clients."""
+    on = ifindex(lab, "eth0")
+    near, default = route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1")
+    first, former = address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on, 31020)
+    with Wire(lab) as wire:
+        assert wire.apply(first, near, default, main_rule(), former)["verdict"] == "applied"
+    lab.stop("netagent")
+    lab.write_config(f"{CONFIG}[Network]\nRouteTableBase = 20000\n")
+    start(lab)
+    refused = [
+        address(on, "10.0.2.11/32"),
+        address(on, "10.0.2.10/24", "address_remove"),
+        route(on, "10.77.0.0/28", table=255),
+        route(on, "0.0.0.0/0", "10.0.2.1", table=20000 + on),
+        rule("10.0.2.10", 20000 + on),
+        main_rule(op="rule_remove"),
+        {"op": "forwarded_replies", "marks": []},
+    ]
+    moved = [near, default, former]
+    gone = [{**each, "op": each["op"].replace("add", "remove").replace("place", "move")} for each in moved]
+    new = [{**each, "table": 20000 + on} for each in moved]
+    with Wire(lab) as wire:
+        for each in refused:
+            assert "eth0 has routes in tables of an earlier RouteTableBase=" in wire.apply(each)["reason"]
+        answer = wire.apply(*gone[1::-1], *new, gone[2])
+        assert answer["verdict"] == "applied", answer
+    assert rules(lab)[1:] == [f"31020: from 10.0.2.10 lookup {20000 + on}"]
 
 
 def test_ranges_that_leave_with_the_last_address_have_no_rule(lab: Lab, wire: Wire) -> None:
