@@ -611,18 +611,24 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     if rule.to:
         held = any(each.is_local for each in view.addresses.entries(link, network.network_address))
         return is_single(network) and not rule.local and held
-    in_range = view.networks.local_ranges.covers(link, network)
+    in_range = is_in_local_range(link, network, view)
     if is_single(network):
         holders = view.addresses.holders(network.network_address)
         return link in holders or (belongs_despite(holders, network, link, view) if holders else in_range)
     if rule.local:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)
-    # It also selects forwarded packets: only for a range of the link, and none if the operator wants no ranges.
-    if view.settings.prefixes is Prefixes.IGNORE:
-        return False
+    # It also selects forwarded packets: only for a range of the link.
     in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
     return in_range or (in_subnet and claims.range_limit(network, view.networks.on_link(link, network)) is None)
+
+
+def is_in_local_range(link: int, network: IPNetwork, view: View) -> bool:
+    """Return True if a range in table local of the link contains the network. Prefixes="ignore": only its own /32."""
+    ranges = view.networks.local_ranges
+    if view.settings.prefixes is Prefixes.IGNORE:
+        return is_single(network) and ranges.has(link, network)
+    return ranges.covers(link, network)
 
 
 def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool) -> RuleRemove | None:
@@ -637,7 +643,7 @@ def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool)
                 continue
             if is_single(rule.selector):
                 has = link in view.addresses.holders(rule.selector.network_address)
-                has = has or view.networks.local_ranges.covers(link, rule.selector)
+                has = has or is_in_local_range(link, rule.selector, view)
             else:
                 has = is_justified(rule, link, view)
             if not has:

@@ -193,8 +193,11 @@ def test_no_rule_for_a_range_if_the_operator_wants_none(lab: Lab) -> None:
     lab.write_config(f'{CONFIG}[Network]\nPrefixes = "ignore"\n')
     start(lab)
     on = ifindex(lab, "eth0")
-    lab.batch(["route add local 10.80.0.0/24 dev eth0 proto 66"])
+    theirs = ["10.80.0.0/24", "10.80.1.7/32"]
+    lab.batch([f"route add local {each} dev eth0 proto 66" for each in theirs])
     with Wire(lab) as wire:
-        answer = wire.apply(rule("10.80.0.0/24", 9999 + on, suppress=True))
-    lab.batch(["route delete local 10.80.0.0/24 dev eth0"])
-    assert answer["reason"] == "10.80.0.0/24 is no address or range of eth0"
+        reasons = [wire.apply(rule(each, 9999 + on, suppress=True))["reason"] for each in (theirs[0], "10.80.0.7")]
+        assert wire.apply(rule("10.80.1.7", 9999 + on, suppress=True))["verdict"] == "applied"
+        assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
+    lab.batch([f"route delete local {each} dev eth0" for each in theirs])
+    assert reasons == [f"{each} is no address or range of eth0" for each in (theirs[0], "10.80.0.7/32")]
