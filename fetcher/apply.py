@@ -26,11 +26,14 @@ from cloud_network.netagent.operations import (
     AddressRemove,
     ForwardedReplies,
     Operation,
+    RouteRemove,
+    RouteReplace,
     RuleAdd,
     RuleRemove,
 )
 from cloud_network.netagent.protocol import (
     MAX_FRAME,
+    TABLE_LOCAL,
     Apply,
     Check,
     CheckAnswer,
@@ -324,14 +327,17 @@ def _with_common(ops: list[Operation], common: list[Operation]) -> list[Operatio
 
 def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
     """Yield pairs of links that must be changed together."""
-    changes = [
-        Interval.of_address(op.interface.ip, op.link) for op in plan if isinstance(op, AddressAdd | AddressRemove)
-    ]
+    changes = list[Interval]()
+    for op in plan:
+        if isinstance(op, AddressAdd | AddressRemove):
+            changes.append(Interval.of_address(op.interface.ip, op.link))
+        elif isinstance(op, RouteReplace | RouteRemove) and op.table == TABLE_LOCAL:
+            changes.append(Interval.of_network(op.destination, op.link))
     index = IntervalIndex(changes)
     for change in changes:
         yield from ((change.link, each.link) for each in index.overlapping(change) if each.link != change.link)
     for op in plan:
-        if isinstance(op, RuleAdd | RuleRemove) and op.local and not op.mark:
+        if isinstance(op, RuleAdd | RuleRemove) and op.selector.prefixlen:
             link = link_of(op, table_base)
             near = index.overlapping(Interval.of_network(op.selector))
             yield from ((link, each.link) for each in near if each.link != link)

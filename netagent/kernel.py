@@ -13,7 +13,17 @@ from typing import TypeVar
 
 from . import rtnetlink
 from .netfilter import Netfilter
-from .operations import AddressAdd, AddressRemove, Change, ForwardedReplies, IPAddress, LinkMark
+from .operations import (
+    TABLE_LOCAL,
+    AddressAdd,
+    AddressRemove,
+    Change,
+    ForwardedReplies,
+    IPAddress,
+    LinkMark,
+    RouteRemove,
+    RouteReplace,
+)
 from .rtnetlink import (
     DUMP_ATTEMPTS,
     MAX_DATAGRAM,
@@ -267,17 +277,18 @@ class Kernel:
 
 
 def parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Yield parts of `ops`, in which no address is removed after one was added.
+    """Yield parts of `ops`, in which no address or local range is removed or replaced after one was added.
 
-    With an address that could not be added, the removal of another one could remove routes of other programs. So the
-    answer to the addition must be known before.
+    With one that could not be added, the removal of another could remove routes of other programs, or leave a rule
+    without its address. So the answer to the addition must be known before.
     """
     start, has_addition = 0, False
     for at, op in enumerate(ops):
-        if isinstance(op, AddressRemove) and has_addition:
+        is_range = isinstance(op, RouteReplace | RouteRemove) and op.table == TABLE_LOCAL
+        if has_addition and (is_range or isinstance(op, AddressRemove)):
             yield ops[start:at]
             start, has_addition = at, False
-        has_addition = has_addition or isinstance(op, AddressAdd)
+        has_addition = has_addition or isinstance(op, AddressAdd) or (is_range and isinstance(op, RouteReplace))
     yield ops[start:]
 
 

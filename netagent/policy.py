@@ -8,6 +8,7 @@ raises Refusal, and leaves the view unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_interface
 from typing import Any
 
 from . import claims
@@ -86,6 +87,9 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
     if not view.links.is_down(op.link):
         raise Refusal("the link is already up")
+    there = (each for each in view.snapshot.addresses if each.link == op.link)
+    if any(view.addresses.get(op.link, ip_interface((each.ip, each.prefix))) is None for each in there):
+        raise Refusal("the request has removed addresses of the link before: a rollback would add them while it is up")
     # learned=(): also a wider route of another program conflicts, because it has the packets to this subnet now.
     for network in view.addresses.connected_networks(op.link):
         if not view.is_allowed(network):

@@ -197,7 +197,7 @@ def justification_removed_by(op: Operation, inverse: Change, view: View) -> tupl
         case AddressRemove(), _:
             stays = op.interface.version == 6 or view.addresses.has_family(op.link, 4)
             return op.link, op.interface.network if stays else EVERYTHING[4]
-        case RouteRemove(), _:
+        case RouteRemove(gateway=None), _:
             return op.link, op.destination
         case RouteReplace(), RouteReplace(gateway=None) as before:
             return before.link, before.destination

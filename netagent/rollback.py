@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from typing import TypeVar
@@ -15,6 +16,7 @@ from typing import TypeVar
 from .claims import is_single, single
 from .kernel import Kernel, parts
 from .operations import (
+    EVERYTHING,
     PROTOCOL,
     TABLE_LOCAL,
     AddressAdd,
@@ -36,6 +38,7 @@ from .policy import (
     Refusal,
     check_link,
     check_operation,
+    check_rules_of_table,
     forwarding_orphan,
     lost_with_address,
     shown,
@@ -70,19 +73,23 @@ class Rollback:
     def undo(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops`, except those that must not be. Returns those that were not carried out.
 
-        Links are set down after their addresses are removed, and rules are added when theirs are back. Rules for main
-        are added first and removed last: others need them.
+        Rules for main are added first, before the routes and rules that need them, and removed last. The other rules
+        are added when their addresses are back. Links are set down after their addresses are removed.
         """
-        added = sorted((op for op in ops if isinstance(op, RuleAdd)), key=is_main_rule, reverse=True)
-        removed = [op for op in ops if isinstance(op, RuleRemove) and is_main_rule(op)]
-        late = {*added, *removed}
-        others = [op for op in ops if op not in late]
-        remaining = self._undo_parts(sorted(others, key=lambda op: isinstance(op, LinkDown)))
-        for rules in (added, removed):
-            if rules:
-                pending, refused = self._acceptable(rules)
-                remaining += [*refused, *self._carry_out(pending)]
-        return remaining
+        mains = [op for op in ops if isinstance(op, RuleAdd | RuleRemove) and is_main_rule(op)]
+        rules = [op for op in ops if isinstance(op, RuleAdd) and op not in mains]
+        late = {*mains, *rules}
+        remaining = self._undo_rules([op for op in mains if isinstance(op, RuleAdd)])
+        remaining += self._undo_parts(sorted((op for op in ops if op not in late), key=_is_link_down))
+        remaining += self._undo_rules(rules)
+        return remaining + self._undo_rules([op for op in mains if isinstance(op, RuleRemove)])
+
+    def _undo_rules(self, rules: Sequence[RuleAdd | RuleRemove]) -> list[Remaining]:
+        """Add or remove those rules that a request could add or remove now. Returns the others."""
+        if not rules:
+            return []
+        pending, refused = self._acceptable(rules)
+        return [*refused, *self._carry_out(pending)]
 
     def _undo_parts(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops` in parts, except those that objects of other programs now prevent. Returns the others."""
@@ -106,8 +113,7 @@ class Rollback:
                 state.record(op)
             failed = self._carry_out(pending)
             for each in failed:
-                if isinstance(each.op, AddressAdd):
-                    state.forget(each.op)  # later removals must not count on this address
+                state.forget(each.op)  # later removals must not count on this address or range
             remaining += failed
         return remaining
 
@@ -165,17 +171,27 @@ def failure(op: Change, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
+def _is_link_down(op: Change) -> bool:
+    return isinstance(op, LinkDown)
+
+
 def _without_detours(ops: Sequence[Change]) -> list[Change]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
-    The request added and removed such an address itself: it is gone, and need not be added for a rollback.
+    The request added and removed such an address itself: it is gone, and need not be added for a rollback. It must be
+    if another address of the link is removed in between: without it, that could be the last one, whose routes would go.
     """
-    added, cancelled = dict[tuple[int, IPInterface], int](), set[int]()
+    added = dict[tuple[int, IPInterface], tuple[int, int]]()  # position, and removals of the link's addresses before
+    cancelled, removals = set[int](), Counter[int]()
     for at, op in enumerate(ops):
         if isinstance(op, AddressAdd):
-            added[op.link, op.interface] = at
-        elif isinstance(op, AddressRemove) and (op.link, op.interface) in added:
-            cancelled |= {at, added.pop((op.link, op.interface))}
+            added[op.link, op.interface] = at, removals[op.link]
+        elif isinstance(op, AddressRemove):
+            begin, before = added.pop((op.link, op.interface), (at, -1))
+            if before == removals[op.link]:
+                cancelled |= {begin, at}
+            else:
+                removals[op.link] += 1
     return [op for at, op in enumerate(ops) if at not in cancelled]
 
 
@@ -206,7 +222,7 @@ class RollbackState:
         match op:
             case AddressRemove():
                 return self._keeps_address(op)
-            case RouteRemove() if (rule := self._rule_without(op)) is not None:
+            case RouteRemove() if (rule := self._orphan_without_range(op)) is not None:
                 self._to_remove.discard((op.table, op.destination))
                 return f"{shown(rule)} depends on it and stays"
             case LinkDown():
@@ -227,6 +243,11 @@ class RollbackState:
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
+            case RouteReplace() if op.table == TABLE_LOCAL:
+                if (rule := self._orphan_without_range(op)) is not None:
+                    return f"{shown(rule)} depends on the range that it would replace, and stays"
+            case RouteReplace() if op.gateway is None and self._view.foreign.is_divided(op.destination):
+                return self._why_refused(op)
             case LinkMtu() if self._view.links.get(op.link) is None:
                 return "the link is gone; in another network namespace it keeps its MTU"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
@@ -257,10 +278,14 @@ class RollbackState:
             case RouteReplace():
                 self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
 
-    def forget(self, op: AddressAdd | AddressRemove) -> None:
-        """Count an owned address as removed, or as not restored."""
-        if (address := self._view.addresses.get(op.link, op.interface)) is not None:
-            self._view.remove_address(address)
+    def forget(self, op: Change) -> None:
+        """Count an owned address as removed, or an address or a new route as not restored."""
+        match op:
+            case AddressAdd() | AddressRemove():
+                if (address := self._view.addresses.get(op.link, op.interface)) is not None:
+                    self._view.remove_address(address)
+            case RouteAdd() if (op.table, op.destination) in self._view.own_routes:
+                self._view.remove_route(op.table, op.destination)
 
     def _keeps_link(self, link: int) -> str | None:
         """Return the reason why a rollback must not change the link, except for removals."""
@@ -301,36 +326,55 @@ class RollbackState:
         if self._view.addresses.tagged and address.protocol != PROTOCOL:
             return "another program has added or changed it since"
         last = op.interface.version == 4 and self._view.addresses.counts.is_last(address)
-        if last and (kept := self._own_route(op.link)):
+        if last and (kept := self._route_that_stays(op.link)):
             return f"the route to {kept} depends on it and stays"
-        if (rule := self._rule_without_address(address)) is not None:
+        if (rule := self._orphan_without_address(address, last=last)) is not None:
             return f"{shown(rule)} depends on it and stays"
         return lost_with_address(address, self._view)
 
-    def _rule_without_address(self, address: Address) -> RuleRemove | None:
+    def _orphan_without_address(self, address: Address, *, last: bool) -> RuleRemove | None:
         """Return a rule that stays and would select forwarded packets once the address is removed, or None.
 
-        The rollback could not restore what the request has replaced by this address.
+        The rollback could not restore what the request has replaced by this address. With the last IPv4 address, the
+        kernel removes the local ranges, too. The view is the same afterwards.
         """
-        addresses = self._view.addresses
-        addresses.remove(address)
+        view = self._view
+        ranges = [
+            (place, route)
+            for place, route in (view.own_routes.items() if last else ())
+            if place[0] == TABLE_LOCAL and place[1].version == 4 and route.link == address.link
+        ]
+        view.addresses.remove(address)
+        for place, _ in ranges:
+            view.remove_route(*place)
         try:
-            return forwarding_orphan(address.link, single(address.ip), self._view, exact=True)
+            network = EVERYTHING[4] if last else single(address.ip)
+            return forwarding_orphan(address.link, network, view, exact=not last)
         finally:
-            addresses.add(address)
+            view.addresses.add(address)
+            for place, route in ranges:
+                view.add_route(*place, route)
 
-    def _rule_without(self, op: RouteRemove) -> RuleRemove | None:
-        """Return a rule that stays and would select forwarded packets once the local range is removed, or None."""
+    def _orphan_without_range(self, op: RouteRemove | RouteReplace) -> RuleRemove | None:
+        """Return a rule that stays and would select forwarded packets once the link loses the local range, or None."""
         route = self._view.own_routes.get((op.table, op.destination))
-        if route is None or op.table != TABLE_LOCAL:
+        if route is None or op.table != TABLE_LOCAL or (isinstance(op, RouteReplace) and route.link == op.link):
             return None
         self._view.remove_route(op.table, op.destination)
         try:
-            return forwarding_orphan(op.link, op.destination, self._view, exact=False)
+            return forwarding_orphan(route.link, op.destination, self._view, exact=False)
         finally:
             self._view.add_route(op.table, op.destination, route)
 
-    def _own_route(self, link: int) -> IPNetwork | None:
+    def _why_refused(self, op: RouteReplace) -> str | None:
+        """Return the reason why a rule without one for main before it must not use this on-link route, or None."""
+        try:
+            check_rules_of_table(op, self._view)
+        except Refusal as refusal:
+            return refusal.reason
+        return None
+
+    def _route_that_stays(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""
         for place, route in self._view.own_routes.items():
             if route.link == link and place[1].version == 4 and place not in self._to_remove:

@@ -53,7 +53,7 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     leaving = list(_leaving(desired, actual)) if may_remove else []
     reforms = list(_reforms(desired, actual, leaving)) if may_remove else []
     if may_remove:
-        first += _forwarding_removals(desired, actual, leaving)
+        first += _forwarding_changes(desired, actual, leaving)
         ops += _route_removals(desired, actual)
     for each in reforms:
         ops += each.release()
@@ -178,7 +178,7 @@ def _leaving_rules(desired: Desired, actual: Actual) -> list[Rule]:
     return [rule for rule in leaving if rule.table not in desired.unmanaged_tables]
 
 
-def _forwarding_removals(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[Operation]:
+def _forwarding_changes(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[Operation]:
     """Yield removals of rules that would select forwarded packets once their address or range has left.
 
     netagent refuses to remove the address or range before. The rules that take over for addresses that stay come first,

@@ -1,0 +1,181 @@
+"""After a rollback, and at any time in it, no rule lacks what it needs: its address, its range, the rule for main."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab
+from tests.system.netagent.wire import Wire, address, ifindex, main_rule, route, rule
+
+Op = dict[str, Any]
+RANGE, PART = "10.77.0.0/24", "10.77.0.0/26"
+
+
+def local(link: int, text: str, op: str = "route_replace") -> Op:
+    """Return the operation for a range in table local."""
+    found: Op = route(link, text, table=255, op=op)
+    return found
+
+
+def gone(link: int, text: str) -> Op:
+    return address(link, text, "address_remove")
+
+
+def left_after(lab: Lab, made: list[Op], request: list[Op], theirs: list[str]) -> list[str]:
+    """Roll back a request after another program's changes. Return the operations that were not carried out."""
+    with Wire(lab) as wire:
+        assert not made or wire.apply(*made)["verdict"] == "applied"
+        assert wire.apply(*request, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch(theirs)
+        return [each["op"] for each in wire.ask(request="rollback", id="open").get("not_undone", ())]
+
+
+def routes(lab: Lab, link: str) -> str:
+    return lab.run(["ip", "route", "show", "table", "all", "dev", link]).stdout
+
+
+def test_last_address_stays_with_the_range_that_a_rule_needs(lab: Lab) -> None:
+    """The kernel would remove the range together with the last IPv4 address."""
+    on = ifindex(lab, "eth0")
+    left = left_after(
+        lab,
+        [address(on, "10.0.2.10/24"), local(on, RANGE), rule(PART, 9999 + on)],
+        [
+            local(on, "10.77.0.0/25"),
+            local(on, RANGE, "route_remove"),
+            address(on, "10.0.2.11/32"),
+            gone(on, "10.0.2.10/24"),
+        ],
+        [f"route add local {RANGE} dev lo table local", "address add 10.0.2.10/32 dev lo"],
+    )
+    assert left == ["address_add", "address_remove", "route_replace", "route_remove"]
+    assert "local 10.77.0.0/25" in routes(lab, "eth0")
+
+
+def test_range_stays_if_the_address_cannot_be_restored(lab: Lab) -> None:
+    """The kernel refuses an address whose subnet the link has with another scope."""
+    on = ifindex(lab, "eth0")
+    left = left_after(
+        lab,
+        [address(on, "10.0.2.10/24"), address(on, "10.77.0.5/24"), rule("10.77.0.5", 9999 + on)],
+        [local(on, "10.77.0.0/27"), gone(on, "10.77.0.5/24")],
+        ["address add 10.77.0.9/24 dev eth0 scope link"],
+    )
+    assert left == ["address_add", "route_remove"]
+    assert "local 10.77.0.0/27" in routes(lab, "eth0")
+
+
+def test_range_does_not_move_back_from_the_link_whose_rule_needs_it(lab: Lab) -> None:
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    left = left_after(
+        lab,
+        [address(on, "10.0.2.10/24"), local(on, RANGE), rule(PART, 9999 + on), local(other, PART)],
+        [local(on, PART), local(on, RANGE, "route_remove")],
+        [f"route add local {RANGE} dev lo table local"],
+    )
+    assert left == ["route_replace", "route_replace"]
+    assert f"local {PART}" in routes(lab, "eth0")
+
+
+def test_on_link_route_is_not_restored_without_the_rule_for_main(lab: Lab) -> None:
+    """A CNI has a part of the network, and main's default route meanwhile discards packets."""
+    on = ifindex(lab, "eth0")
+    near = route(on, "10.60.0.0/24")
+    made = [address(on, "10.0.2.10/24"), address(on, "10.60.0.5/24"), near, main_rule()]
+    with Wire(lab) as wire:
+        assert wire.apply(*made, rule("10.0.2.64/28", 9999 + on, 31015, suppress=True))["verdict"] == "applied"
+    lab.batch(["link add cni0 type bridge", "link set cni0 up", "route add 10.60.0.64/26 dev cni0"])
+    left = left_after(
+        lab,
+        [],
+        [{**near, "op": "route_remove"}, gone(on, "10.60.0.5/24"), main_rule(op="rule_remove")],
+        ["route add unreachable default metric 1"],
+    )
+    assert left == ["rule_add", "route_replace"]
+    assert f"10.60.0.0/24 table {9999 + on}" not in routes(lab, "eth0")
+
+
+@contextmanager
+def changes(lab: Lab, what: str) -> Iterator[Path]:
+    """Write the kernel's messages about routes, rules or addresses to a file."""
+    path = lab.path("/tmp/changes")
+    with path.open("wb") as output:
+        monitor = lab.instance.popen(["ip", "monitor", what], stdout=output)
+        try:
+            lab.batch(["rule add pref 5 lookup 5", "address add 10.99.0.1/32 dev lo"])
+            lab.wait_for(lambda: path.stat().st_size > 0, message="ip monitor")
+            yield path
+        finally:
+            monitor.terminate()
+            monitor.wait(10)
+
+
+def test_rule_for_main_is_restored_before_the_routes(lab: Lab) -> None:
+    """Otherwise a rule for forwarded packets would use them alone, for as long as the rollback takes."""
+    on = ifindex(lab, "eth0")
+    near = route(on, "10.0.2.0/24")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), near, main_rule())["verdict"] == "applied"
+        removals = [{**near, "op": "route_remove"}, main_rule(op="rule_remove")]
+        assert wire.apply(*removals, confirm_within=60, request="open")["verdict"] == "applied"
+        with changes(lab, "all") as path:
+            wire.ask(request="rollback", id="open")
+            route_text = f"10.0.2.0/24 dev eth0 table {9999 + on}"
+            lab.wait_for(lambda: route_text in path.read_text() and "31010" in path.read_text(), message="the rollback")
+            text = path.read_text()
+    assert text.index("31010") < text.index(route_text)
+
+
+def test_address_that_kept_the_routes_of_a_link_is_added_for_a_rollback(lab: Lab) -> None:
+    """In the request, another address was the last one between its addition and its removal."""
+    on = ifindex(lab, "eth0")
+    first, between, last = "10.0.2.10/24", "10.0.2.11/32", "10.0.2.12/32"
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, first))["verdict"] == "applied"
+        request = [address(on, between), gone(on, first), address(on, last), gone(on, between)]
+        assert wire.apply(*request, confirm_within=60, request="open")["verdict"] == "applied"
+        with changes(lab, "address") as path:
+            assert wire.ask(request="rollback", id="open")["verdict"] == "rolled back"
+            lab.wait_for(lambda: f"Deleted {on}: eth0    inet {between}" in path.read_text(), message="the rollback")
+            text = path.read_text()
+    assert text.index(between) < text.index(f"inet {last}")
+    assert f"Deleted {on}: eth0    inet {last}" in text
+
+
+def test_link_is_set_up_before_its_addresses_are_removed(lab: Lab) -> None:
+    """A rollback would add them, with their connected routes, before it sets the link down."""
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.50.0.1/25"))["verdict"] == "applied"
+        lab.batch(["link set eth0 down"])
+        up, removal = {"op": "link_up", "link": on}, gone(on, "10.50.0.1/25")
+        assert "has removed addresses of the link before" in wire.apply(removal, up)["reason"]
+        assert wire.apply(up, removal)["verdict"] == "applied"
+
+
+def test_range_stays_while_the_kernel_refuses_the_address_inside(lab: Lab) -> None:
+    """The kernel carries out a batch to its end: the removal must not be in the batch of the addition."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["address add 10.77.0.9/24 dev eth0 scope link"])
+    with Wire(lab) as wire:
+        assert wire.apply(local(on, "10.77.0.4/30"), rule("10.77.0.5", 9999 + on))["verdict"] == "applied"
+        answer = wire.apply(address(on, "10.77.0.5/24"), local(on, "10.77.0.4/30", "route_remove"))
+    assert (answer["verdict"], answer["reason"]) == ("rolled back", "Invalid argument")
+    assert answer["errnos"][1] is None, "not sent to the kernel"
+
+
+@pytest.mark.parametrize("op", ["route_remove", "route_replace"])
+def test_route_through_a_gateway_justifies_no_rule(lab: Lab, op: str) -> None:
+    """It can go although a rule of the link has lost its address, as another program removed that."""
+    on = ifindex(lab, "eth1")
+    lab.batch(["address add 10.0.1.66/32 dev eth1"])
+    out = route(on, "0.0.0.0/0", "10.0.1.1")
+    with Wire(lab) as wire:
+        assert wire.apply(rule("10.0.1.66", 9999 + on), out)["verdict"] == "applied"
+        lab.batch(["address delete 10.0.1.66/32 dev eth1"])
+        assert wire.apply({**out, "op": op})["verdict"] == "applied"
