@@ -55,8 +55,6 @@ Found = TypeVar("Found")
 _REMOVALS = (AddressRemove, RouteRemove, RuleRemove, LinkDown)
 _ALREADY_GONE = (ENOENT, ESRCH, EADDRNOTAVAIL, ENODEV)  # the object, or its link
 UNDO_ATTEMPTS = 3
-_GUARDED = (AddressAdd, AddressRemove, ForwardedReplies, LinkDown, LinkMtu, RouteReplace)
-"""Operations that are undone only after a check for objects that other programs have added since: see _is_guarded."""
 
 
 class Rollback:
@@ -150,8 +148,13 @@ class Rollback:
 
 
 def _is_guarded(op: Change) -> bool:
-    """Return True for _GUARDED, and for the removal of a local range: rules that stay may need it."""
-    return isinstance(op, _GUARDED) or (isinstance(op, RouteRemove) and op.table == TABLE_LOCAL)
+    """Return True for what is undone only after a check for objects that other programs have added since.
+
+    Local ranges are among them because rules may need them; other routes and rules only if they are added.
+    """
+    if isinstance(op, RouteRemove):
+        return op.table == TABLE_LOCAL
+    return isinstance(op, AddressAdd | AddressRemove | ForwardedReplies | LinkDown | LinkMtu | RouteReplace)
 
 
 def as_addition(op: Change) -> Change:

@@ -168,11 +168,11 @@ def _leaving(desired: Desired, actual: Actual) -> Iterator[Address]:
 
 
 def _leaving_rules(desired: Desired, actual: Actual) -> list[Rule]:
-    """Return the owned rules that are no longer wanted, in the order of their removal.
+    """Return the owned rules that are no longer wanted, in the order of their removal: those for main are last.
 
-    Most are removed last of all: every address with an open connection needs a rule at all times. The kernel evaluates
-    rules of one priority in the order of their addition, so an old rule matches first until it is removed. If its
-    address or table is already gone, it has no effect. Rules for main are last: others need them.
+    Except for those of _forwarding_changes, they are removed last of all: every address with an open connection needs a
+    rule at all times. The kernel evaluates rules of one priority in the order of their addition, so an old rule matches
+    first until it is removed. If its address or table is already gone, a rule for this host's packets has no effect.
     """
     leaving = sorted(actual.rules - set(desired.rules), key=_rule_order)
     return [rule for rule in leaving if rule.table not in desired.unmanaged_tables]
@@ -184,8 +184,8 @@ def _forwarding_changes(desired: Desired, actual: Actual, leaving: Iterable[Addr
     netagent refuses to remove the address or range before. The rules that take over for addresses that stay come first,
     with the ranges that they need.
     """
-    on_link = [each.destination for each in actual.routes - set(desired.routes) if each.gateway is None]
-    ranges = [Interval.of_network(each) for each in on_link]
+    on_link = [each for each in actual.routes - set(desired.routes) if each.gateway is None]
+    ranges = [Interval.of_network(each.destination) for each in on_link]
     addresses = IntervalIndex([*ranges, *(Interval.of_address(each.address) for each in leaving)])
     networks = IntervalIndex([*ranges, *(Interval.of_network(each.subnet[1]) for each in leaving)])
     old = [
