@@ -104,11 +104,15 @@ def test_on_link_route_is_not_restored_without_the_rule_for_main(lab: Lab) -> No
 def changes(lab: Lab, what: str) -> Iterator[Path]:
     """Write the kernel's messages about routes, rules or addresses to a file."""
     path = lab.path("/tmp/changes")
+
+    def is_listening() -> bool:
+        lab.batch(["address replace 10.99.0.1/32 dev lo"])  # the kernel reports it each time
+        return path.stat().st_size > 0
+
     with path.open("wb") as output:
         monitor = lab.instance.popen(["ip", "monitor", what], stdout=output)
         try:
-            lab.batch(["rule add pref 5 lookup 5", "address add 10.99.0.1/32 dev lo"])
-            lab.wait_for(lambda: path.stat().st_size > 0, message="ip monitor")
+            lab.wait_for(is_listening, message="ip monitor")
             yield path
         finally:
             monitor.terminate()
