@@ -51,15 +51,16 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     first = [op for goal in desired.links for op in _link_changes(goal.settings, links[goal.settings.ifindex])]
     ops: list[Operation] = []
     leaving = list(_leaving(desired, actual)) if may_remove else []
-    reforms = list(_reforms(desired, actual, leaving)) if may_remove else []
+    reforms = [*_reforms(desired, actual, leaving), *_renumbered(desired, actual, leaving)] if may_remove else []
     if may_remove:
         first += _forwarding_changes(desired, actual, leaving)
         ops += _route_removals(desired, actual)
     for each in reforms:
         ops += each.release()
     ops += map(remove_address, leaving)
+    changed = {each.wanted for each in reforms}
     missing = (each for each in desired.addresses if (each.ifindex, each.address) not in actual.addresses)
-    ops += [add_address(address) for address in missing]
+    ops += [add_address(address) for address in missing if address not in changed]
     for each in reforms:
         ops += each.complete()
     ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
@@ -104,6 +105,7 @@ class _Reform:
     """An owned address that needs another prefix length or connected route, for example after a first start.
 
     `is_secondary`: it has its form, but as the secondary of an address that leaves. The kernel would remove both.
+    Without `have`, it is a new address: see _renumbered.
 
     The kernel stores an address once per prefix length. The address stays on the host throughout, temporarily as /32.
     """
@@ -116,7 +118,7 @@ class _Reform:
         """Yield the operations that remove the connected route from the address."""
         kept = {self.wanted.plain} if self.is_secondary else {self.wanted, self.wanted.plain}
         outdated = self.have - kept
-        if outdated and self.wanted.plain not in self.have:
+        if (outdated or not self.have) and self.wanted.plain not in self.have:
             yield add_address(self.wanted.plain)
         yield from map(remove_address, sorted(outdated, key=lambda each: each.prefix))
 
@@ -141,6 +143,22 @@ def _reforms(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> It
         is_secondary = any(each.secondary and each.address == wanted for each in entries) and wanted.subnet in subnets
         if is_secondary or have != {wanted}:
             yield _Reform(wanted, have, is_secondary)
+
+
+def _renumbered(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[_Reform]:
+    """Yield a new address for each link that loses all its IPv4 addresses and gets another one in their subnet.
+
+    It is added before they are removed: the kernel removes the link's routes and ranges with its last IPv4 address. In
+    another subnet the link needs other routes, and netagent allows its new gateway only after these are gone.
+    """
+    entries = (*actual.addresses.values(), *actual.further)
+    there = {each.address for each in entries if each.address.address.version == 4}
+    lost = {each.ifindex for each in there} - {each.ifindex for each in there.difference(leaving)}
+    subnets = {each.subnet for each in there if each.ifindex in lost}
+    for wanted in desired.addresses:
+        if wanted.ifindex in lost and any(link == wanted.ifindex and wanted.address in net for link, net in subnets):
+            lost.remove(wanted.ifindex)
+            yield _Reform(wanted, frozenset())
 
 
 def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:

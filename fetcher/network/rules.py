@@ -23,7 +23,6 @@ from typing import NamedTuple
 from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork, host
 from cloud_network.fetcher.network.objects import Rule
-from cloud_network.netagent.claims import is_single
 from cloud_network.netagent.protocol import TABLE_MAIN
 
 STEP = 10
@@ -106,7 +105,7 @@ def source_rules(
     for selector, iif in local.items():
         found.append(Rule(first, selector.version, selector, table, suppress=True, local=iif))
         found.append(Rule(last, selector.version, selector, table, suppress=False, local=iif))
-        if config.rules is Rules.ORIGINAL and is_single(selector):  # of the Go original; never matched: local is first
+        if config.rules is Rules.ORIGINAL and selector in selectors:  # the Go original's; never matched: local is first
             found.append(Rule(last, selector.version, selector, table, suppress=False, to=True))
     return tuple(found)
 

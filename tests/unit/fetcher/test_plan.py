@@ -15,6 +15,7 @@ from cloud_network.fetcher.network.objects import Actual, Route, Rule
 from cloud_network.fetcher.network.plan import is_removal, plan
 from cloud_network.netagent.claims import link_of_table, single, within
 from cloud_network.netagent.operations import (
+    AddressAdd,
     AddressRemove,
     ForwardedReplies,
     LinkMtu,
@@ -87,10 +88,13 @@ def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual)
 
 @given(clouds(), configs, hosts())
 def test_only_owned_objects_are_removed(cloud: Instance, config: Config, before: Actual) -> None:
-    goal = goal_of(cloud, config, before)
+    goal, added = goal_of(cloud, config, before), set[tuple[int, IPAddress]]()
     for op in plan(goal, before, may_remove=True):
+        if isinstance(op, AddressAdd):
+            added.add((op.link, op.interface.ip))
         if isinstance(op, AddressRemove):
-            assert before.addresses[op.link, op.interface.ip].owned
+            place = op.link, op.interface.ip
+            assert place in added or before.addresses[place].owned
         if isinstance(op, RuleAdd | RuleRemove):
             assert op.table not in goal.unmanaged_tables
         elif not isinstance(op, ForwardedReplies):
@@ -125,8 +129,10 @@ def test_links_come_up_first_and_rules_are_removed_last() -> None:
         "LinkUp",
         "RuleRemove",
         "RouteRemove",
+        "AddressAdd",
         "AddressRemove",
         "AddressAdd",
+        "AddressRemove",
         "RouteReplace",
         "RuleAdd",
         "RuleRemove",
@@ -218,6 +224,23 @@ def test_address_of_a_shared_subnet_becomes_a_single_one() -> None:
     here = replace(here, addresses={**here.addresses, **there})
     ops = plan(wanted(cloud, here), here, may_remove=True)
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == ["+10.0.1.20/32", "-10.0.1.20/24"]  # type: ignore[union-attr]
+
+
+def test_new_address_is_there_before_the_last_one_leaves() -> None:
+    """The kernel would remove the routes of the link together with its last IPv4 address."""
+    here = host(link(1), addresses=kernel_address(2, "10.0.1.99/24", owned=True))
+    ops = plan(wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), here), here, may_remove=True)
+    changed = [op for op in ops if isinstance(op, AddressAdd | AddressRemove)]
+    expected = ["+10.0.1.10/32", "-10.0.1.99/24", "+10.0.1.11/32", "+10.0.1.10/24", "-10.0.1.10/32"]
+    assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in changed] == expected
+
+
+def test_addresses_of_another_subnet_come_after_the_former_ones() -> None:
+    """netagent allows the gateway of the new subnet only once the kernel has removed the routes by the former one."""
+    here = host(link(1), addresses=kernel_address(2, "10.0.9.99/24", owned=True))
+    ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
+    changed = [op for op in ops if isinstance(op, AddressAdd | AddressRemove)]
+    assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in changed] == ["-10.0.9.99/24", "+10.0.1.10/24"]
 
 
 def test_secondary_is_added_again_when_its_first_address_leaves() -> None:
