@@ -641,17 +641,16 @@ def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool)
     `exact`: only a rule for the network itself. An address on lo or a virtual link does not count: another program may
     remove it at any time.
     """
-    for table in view.own_tables(link):
-        for rule in view.rules.overlapping(table, network):
-            if rule.local or (exact and rule.selector != network):
-                continue
-            if is_single(rule.selector):
-                has = link in view.addresses.holders(rule.selector.network_address)
-                has = has or is_in_local_range(link, rule.selector, view)
-            else:
-                has = is_justified(rule, link, view)
-            if not has:
-                return rule
+    for rule in view.rules_of(link, network):
+        if rule.local or (exact and rule.selector != network):
+            continue
+        if is_single(rule.selector):
+            has = link in view.addresses.holders(rule.selector.network_address)
+            has = has or is_in_local_range(link, rule.selector, view)
+        else:
+            has = is_justified(rule, link, view)
+        if not has:
+            return rule
     return None
 
 

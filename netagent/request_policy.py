@@ -178,7 +178,7 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
             removed.setdefault(each.removed_justification, each.position)
     justified = set[RuleRemove]()
     for (link, network), position in removed.items():
-        for rule in (rule for table in view.own_tables(link) for rule in view.rules.overlapping(table, network)):
+        for rule in view.rules_of(link, network):
             if rule in justified:
                 continue
             if not is_justified(rule, link, view):

@@ -23,6 +23,7 @@ from .operations import (
     AddressRemove,
     Change,
     ForwardedReplies,
+    IPAddress,
     IPInterface,
     IPNetwork,
     LinkDown,
@@ -240,12 +241,18 @@ class RollbackState:
                     return "another program has added the address"
                 if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
                     return "another link has the address now"
+            case ForwardedReplies() if op.marks and not self._view.settings.sets_marks:
+                return "ForwardedReplies= is off"
             case ForwardedReplies():
                 return next(filter(None, (self._keeps_link(mark.link) for mark in op.marks)), None)
             case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
+            case RouteReplace() if op.gateway is not None and self._is_own(op.gateway):
+                return (
+                    "the gateway is an address of this host now, so that the kernel would put the destination on link"
+                )
             case RouteReplace() if op.table == TABLE_LOCAL:
                 if (rule := self._orphan_without_range(op)) is not None:
                     return f"{shown(rule)} depends on the range that it would replace, and stays"
@@ -316,6 +323,9 @@ class RollbackState:
         Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
         """
         return address.protocol == PROTOCOL if self._view.addresses.tagged else not self._all_applied
+
+    def _is_own(self, ip: IPAddress) -> bool:
+        return bool(self._view.addresses.holders(ip)) or self._view.is_in_local_range(ip)
 
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""

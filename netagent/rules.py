@@ -39,7 +39,7 @@ class Rules:
         self._local: dict[int, set[int]] = defaultdict(set)  # the same, of other programs' rules for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self._marks_of_others: list[Rule] = []  # other programs' rules that select by mark
-        self._by_table: dict[int, NetworkIndex[RuleRemove]] | None = None  # built when it is needed: see overlapping
+        self._by_network: NetworkIndex[RuleRemove] | None = None  # built when it is needed: see overlapping
         for rule in rules:
             self._read(rule)
 
@@ -59,8 +59,8 @@ class Rules:
         self.own[rule_key(rule)] = removal = removal_of(rule)
         if isinstance(rule, RuleAdd):
             self._changed.add(removal)
-        if self._by_table is not None:
-            self._by_table[rule.table].add(rule.selector, removal)
+        if self._by_network is not None:
+            self._by_network.add(rule.selector, removal)
         if is_main_rule(rule):
             self._main[rule.selector.version].add(rule.priority)
 
@@ -68,8 +68,8 @@ class Rules:
         """Forget a rule that this request removes."""
         del self.own[rule_key(rule)]
         self._changed.add(rule)
-        if self._by_table is not None:
-            self._by_table[rule.table].discard(rule.selector, rule)
+        if self._by_network is not None:
+            self._by_network.discard(rule.selector, rule)
         if is_main_rule(rule):
             self._main[rule.selector.version].discard(rule.priority)
 
@@ -103,14 +103,13 @@ class Rules:
                 return rule
         return None
 
-    def overlapping(self, table: int, network: IPNetwork) -> Iterator[RuleRemove]:
-        """Yield the owned rules for a table whose selector overlaps `network`, except for those without a selector."""
-        if self._by_table is None:
-            self._by_table = defaultdict(NetworkIndex)
+    def overlapping(self, network: IPNetwork) -> Iterator[RuleRemove]:
+        """Yield the owned rules whose selector overlaps `network`, except for those without a selector."""
+        if self._by_network is None:
+            self._by_network = NetworkIndex()
             for rule in self.own.values():
-                self._by_table[rule.table].add(rule.selector, rule)
-        if table in self._by_table:
-            yield from (rule for _, rule in self._by_table[table].overlapping(network) if rule.selector.prefixlen)
+                self._by_network.add(rule.selector, rule)
+        yield from (rule for _, rule in self._by_network.overlapping(network) if rule.selector.prefixlen)
 
     def removals(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,7 +14,17 @@ from .foreign_routes import ForeignRoutes
 from .gateways import Gateways
 from .links import Links
 from .networks import Networks
-from .operations import EVERYTHING, PROTOCOL, TABLE_LOCAL, IPAddress, IPInterface, IPNetwork, LinkMark, RouteReplace
+from .operations import (
+    EVERYTHING,
+    PROTOCOL,
+    TABLE_LOCAL,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    LinkMark,
+    RouteReplace,
+    RuleRemove,
+)
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address, Link, NextHop, Route, Rule
 from .rules import Rules
 from .settings import Settings
@@ -182,6 +192,17 @@ class View:
     def own_tables(self, link: int) -> tuple[int, int]:
         """Return the numbers of the link's two tables."""
         return claims.tables(link, self.settings.route_table_base)
+
+    def rules_of(self, link: int, network: IPNetwork) -> Iterator[RuleRemove]:
+        """Yield the owned rules that overlap `network` and lead to a table of the link, or to one of no link.
+
+        The latter may be rules of this link, from the time of another RouteTableBase=.
+        """
+        base = self.settings.route_table_base
+        for rule in self.rules.overlapping(network):
+            other = claims.link_of_table(rule.table, base)
+            if other == link or not self.links.is_cloud(other):
+                yield rule
 
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.

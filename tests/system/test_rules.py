@@ -270,8 +270,8 @@ def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
         assert lab.lost() == []
 
 
-def rule_tables(lab: Lab) -> set[str]:
-    return {each["table"] for each in own_objects(lab, "rule-4")}
+def tables_of(lab: Lab, what: str) -> set[str]:
+    return {each["table"] for each in own_objects(lab, f"{what}-4")}
 
 
 @pytest.mark.parametrize("daemons", [("netagent", "fetcher"), ("fetcher", "netagent")])
@@ -286,11 +286,10 @@ def test_another_table_base_moves_all_routes(base: int, daemons: Sequence[str]) 
             lab.kill(daemon, signal.SIGHUP)
         names = {nic.name for nic in lab.nics}
         tables = {str(base + each["ifindex"]) for each in ip(lab, "link") if each["ifname"] in names}
-        lab.wait_for(lambda: rule_tables(lab) == {*tables, "main"}, 20, "the new rules")
+        lab.wait_for(lambda: tables_of(lab, "rule") == {*tables, "main"}, 20, "the new rules")
+        lab.wait_for(lambda: tables_of(lab, "route") == tables, 20, "the new routes")
         wait_until_healthy(lab)
-        routes = own_objects(lab, "route-4")
-        assert {each["table"] for each in routes} == tables
-        assert len(routes) == len(former.splitlines())
+        assert len(own_objects(lab, "route-4")) == len(former.splitlines())
         assert all(lab.reachability().values())
         assert all(each.alive() for each in held)
 

@@ -463,6 +463,22 @@ def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> Non
     lab.wait_for(lambda: state(lab) == before)
 
 
+def test_rollback_after_a_crash_makes_no_table_if_it_is_off_now(lab: Lab, on: Links) -> None:
+    with Wire(lab) as wire:
+        assert wire.apply(table((on.primary, 1)))["verdict"] == "applied"
+        assert wire.apply(table((on.secondary, 2)), confirm_within=60)["verdict"] == "applied"
+        lab.write_config(CONFIG)
+        lab.kill("netagent", signal.SIGHUP)
+        lab.wait_for(lambda: owned_table(lab) == "")
+        lab.kill("netagent", signal.SIGKILL)
+    start(lab)
+    assert owned_table(lab) == ""
+    assert [each["reason"] for each in audit_lines(lab)[-1]["not_undone"]] == ["ForwardedReplies= is off"]
+    lab.stop("netagent")
+    lab.write_config(MARK)
+    start(lab)
+
+
 def test_rollback_adds_no_mark_to_a_link_that_is_excluded_now(lab: Lab, on: Links) -> None:
     with Wire(lab) as wire:
         assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"

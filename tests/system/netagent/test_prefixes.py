@@ -174,6 +174,23 @@ def test_routes_of_an_earlier_table_base_go_first(lab: Lab) -> None:
     assert rules(lab)[1:] == [f"31020: from 10.0.2.10 lookup {20000 + on}"]
 
 
+def test_rules_of_an_earlier_table_base_keep_their_address_and_range(lab: Lab) -> None:
+    """Also without routes in the earlier table: these could come back."""
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    local = route(on, "10.77.0.0/24", table=255)
+    own, theirs = address(on, "10.88.0.5/32"), [rule("10.88.0.5", 9999 + on), rule("10.77.0.0/25", 9999 + on)]
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), own, local, *theirs)["verdict"] == "applied"
+    lab.stop("netagent")
+    lab.write_config(f"{CONFIG}[Network]\nRouteTableBase = 20000\n")
+    start(lab)
+    gone = address(on, "10.88.0.5/32", "address_remove"), {**local, "op": "route_remove"}
+    with Wire(lab) as wire:
+        for each in (*gone, {**local, "link": other}):
+            assert "depends on it; remove the rule before it" in wire.apply(each)["reason"]
+        assert wire.apply(*({**each, "op": "rule_remove"} for each in theirs), *gone)["verdict"] == "applied"
+
+
 def test_ranges_that_leave_with_the_last_address_have_no_rule(lab: Lab, wire: Wire) -> None:
     """The kernel removes the local route together with the last IPv4 address of the link."""
     on = ifindex(lab, "eth1")

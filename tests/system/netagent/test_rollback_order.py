@@ -183,3 +183,15 @@ def test_route_through_a_gateway_justifies_no_rule(lab: Lab, op: str) -> None:
         assert wire.apply(rule("10.0.1.66", 9999 + on), out)["verdict"] == "applied"
         lab.batch(["address delete 10.0.1.66/32 dev eth1"])
         assert wire.apply({**out, "op": op})["verdict"] == "applied"
+
+
+@pytest.mark.parametrize(
+    "theirs", ["address add 10.0.2.1/32 dev eth0", "route add local 10.0.2.0/29 dev eth0 proto 66"]
+)
+def test_route_is_not_restored_through_an_address_of_this_host(lab: Lab, theirs: str) -> None:
+    """The kernel would put its destination on link, for every neighbour that answers."""
+    on = ifindex(lab, "eth0")
+    out = route(on, "0.0.0.0/0", "10.0.2.1")
+    left = left_after(lab, [address(on, "10.0.2.10/24"), out], [{**out, "op": "route_remove"}], [theirs])
+    assert left == ["route_replace"]
+    assert f"default via 10.0.2.1 table {9999 + on}" not in routes(lab, "eth0")
