@@ -107,7 +107,10 @@ class Rollback:
                     continue
                 if obstacle := state.obstacle(op):
                     remaining.append(Remaining(op, obstacle))
-                    continue
+                    removal = state.removal_instead(op)
+                    if removal is None or state.obstacle(removal):
+                        continue
+                    op = removal
                 pending.append(state.without_replacing(op))
                 state.record(op)
             failed = self._carry_out(pending)
@@ -267,6 +270,13 @@ class RollbackState:
                 if (op.link, 6) in self._view.static_neighbours:
                     return "static neighbour entries of the link depend on it"
         return None
+
+    def removal_instead(self, op: Change) -> RouteRemove | None:
+        """Return the removal of the request's route to the destination of a former one that is not restored, if any."""
+        if not isinstance(op, RouteReplace) or (op.table, op.destination) not in self._view.own_routes:
+            return None
+        present = self._view.own_routes[op.table, op.destination]
+        return RouteRemove(op.table, present.link, op.destination, present.gateway)
 
     def without_replacing(self, op: Change) -> Change:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab
-from tests.system.netagent.wire import Wire, address, ifindex, main_rule, route, rule
+from tests.system.netagent.conftest import start
+from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, main_rule, route, rule
 
 Op = dict[str, Any]
 RANGE, PART = "10.77.0.0/24", "10.77.0.0/26"
@@ -195,3 +196,24 @@ def test_route_is_not_restored_through_an_address_of_this_host(lab: Lab, theirs:
     left = left_after(lab, [address(on, "10.0.2.10/24"), out], [{**out, "op": "route_remove"}], [theirs])
     assert left == ["route_replace"]
     assert f"default via 10.0.2.1 table {9999 + on}" not in routes(lab, "eth0")
+
+
+@pytest.mark.parametrize("is_range", [False, True])
+def test_route_of_the_request_goes_if_the_former_one_is_not_restored(lab: Lab, is_range: bool) -> None:
+    """The operator has excluded its link meanwhile."""
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    if is_range:
+        made, request = [local(on, RANGE)], [local(other, RANGE)]
+    else:
+        made, request = [route(on, "10.9.0.0/16", "10.0.2.1")], [route(on, "10.9.0.0/16")]
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.9.0.5/16"), *made)["verdict"] == "applied"
+        assert wire.apply(*request, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.kill("netagent")
+    lab.write_config(f'{CONFIG}[Network]\nExclude = "eth0"\n')
+    start(lab)
+    [line] = [each for each in audit_lines(lab) if each["request"] == "rollback"]
+    assert [(each["op"], each["reason"]) for each in line["not_undone"]] == [("route_replace", "eth0 is excluded")]
+    text = routes(lab, "eth0") + routes(lab, "eth1")
+    assert f"10.9.0.0/16 table {9999 + on}" not in text
+    assert RANGE not in text
