@@ -253,9 +253,7 @@ class RollbackState:
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
             case RouteReplace() if op.gateway is not None and self._is_own(op.gateway):
-                return (
-                    "the gateway is an address of this host now, so that the kernel would put the destination on link"
-                )
+                return "its gateway is an address of this host now: the kernel would put the destination on link"
             case RouteReplace() if op.table == TABLE_LOCAL:
                 if (rule := self._orphan_without_range(op)) is not None:
                     return f"{shown(rule)} depends on the range that it would replace, and stays"
@@ -273,9 +271,11 @@ class RollbackState:
 
     def removal_instead(self, op: Change) -> RouteRemove | None:
         """Return the removal of the request's route to the destination of a former one that is not restored, if any."""
-        if not isinstance(op, RouteReplace) or (op.table, op.destination) not in self._view.own_routes:
+        if not isinstance(op, RouteReplace):
             return None
-        present = self._view.own_routes[op.table, op.destination]
+        present = self._view.own_routes.get((op.table, op.destination))
+        if present is None or (present.link, present.gateway) == (op.link, op.gateway):  # still the former one
+            return None
         return RouteRemove(op.table, present.link, op.destination, present.gateway)
 
     def without_replacing(self, op: Change) -> Change:

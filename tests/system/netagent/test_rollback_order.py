@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from tests.lab import Lab
@@ -217,3 +218,18 @@ def test_route_of_the_request_goes_if_the_former_one_is_not_restored(lab: Lab, i
     text = routes(lab, "eth0") + routes(lab, "eth1")
     assert f"10.9.0.0/16 table {9999 + on}" not in text
     assert RANGE not in text
+
+
+def test_route_that_was_never_changed_stays(lab: Lab) -> None:
+    """netagent was killed before the change that the ledger has, and the link is excluded now."""
+    on = ifindex(lab, "eth0")
+    out = route(on, "0.0.0.0/0", "10.0.2.1")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), out)["verdict"] == "applied"
+    lab.stop("netagent")
+    path = lab.path("/run/cloud-network-netagent/ledger")
+    path.write_bytes(msgpack.packb(("open", [out], [])))
+    lab.write_config(f'{CONFIG}[Network]\nExclude = "eth0"\n')
+    start(lab)
+    assert [each["reason"] for each in audit_lines(lab)[-1]["not_undone"]] == ["eth0 is excluded"]
+    assert f"default via 10.0.2.1 table {9999 + on}" in routes(lab, "eth0")
