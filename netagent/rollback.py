@@ -28,6 +28,7 @@ from .operations import (
     IPNetwork,
     LinkDown,
     LinkMtu,
+    Operation,
     RouteAdd,
     RouteRemove,
     RouteReplace,
@@ -37,6 +38,7 @@ from .operations import (
 from .policy import (
     IPV6_MIN_MTU,
     Refusal,
+    check_flush,
     check_link,
     check_operation,
     check_rules_of_table,
@@ -133,7 +135,7 @@ class Rollback:
 
         def split(view: View) -> tuple[list[Change], list[Remaining]]:
             left = [op for op in dict.fromkeys(rules) if (rule_key(op) in view.rules.own) == isinstance(op, RuleRemove)]
-            pending, refused = split_by_policy(left, check_operation, view)
+            pending, refused = split_by_policy(left, _check_rule, view)
             return [*pending], refused
 
         return self._read(split) or ([], [failure(op, None) for op in rules])
@@ -149,6 +151,14 @@ class Rollback:
             with contextlib.suppress(OSError, MemoryError):
                 return use(self._look())
         return None
+
+
+def _check_rule(op: Operation, view: View) -> None:
+    """Raise Refusal for a rule that cannot be added or removed now. A removal needs no more than others' rules need."""
+    if isinstance(op, RuleRemove):
+        check_flush(op, view)
+    else:
+        check_operation(op, view)
 
 
 def _is_guarded(op: Change) -> bool:

@@ -233,3 +233,16 @@ def test_route_that_was_never_changed_stays(lab: Lab) -> None:
     start(lab)
     assert [each["reason"] for each in audit_lines(lab)[-1]["not_undone"]] == ["eth0 is excluded"]
     assert f"default via 10.0.2.1 table {9999 + on}" in routes(lab, "eth0")
+
+
+def test_rule_for_main_of_the_request_goes_in_spite_of_earlier_tables(lab: Lab) -> None:
+    """The operator has set another RouteTableBase= meanwhile: no request could remove a rule for main."""
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1"))["verdict"] == "applied"
+        assert wire.apply(main_rule(), confirm_within=60, request="open")["verdict"] == "applied"
+        lab.kill("netagent")
+    lab.write_config(f"{CONFIG}[Network]\nRouteTableBase = 20000\n")
+    start(lab)
+    assert audit_lines(lab)[-1]["not_undone"] == []
+    assert "31010" not in lab.run(["ip", "rule"]).stdout
