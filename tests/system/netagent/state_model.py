@@ -244,10 +244,11 @@ def violations(state: Snapshot, names: dict[int, str]) -> list[str]:
             {BASE + index for index, name in names.items() if name == route.link},
         )
         if route.table == LOCAL:
+            theirs = [other for other in FORBIDDEN if HELD.get(str(other.network_address)) != route.link]
             if (
                 route.gateway
                 or route.kind != "local"
-                or any(network.overlaps(other) for other in FORBIDDEN if other.version == network.version)
+                or any(network.overlaps(other) for other in theirs if other.version == network.version)
             ):
                 found.append(f"a local route over another program's address: {route}")
             if any(gateway in network for gateway in gateways):
