@@ -354,6 +354,8 @@ def check_route_replace(op: RouteReplace, view: View) -> Change:
 
 def check_rules_of_table(op: RouteReplace, view: View) -> None:
     """Raise Refusal for an on-link route to a divided network if a rule for the table would have to come after main."""
+    if not view.foreign.is_divided(op.destination):
+        return
     version = op.destination.version
     for rule in view.rules.own.values():
         is_for_route = rule.table == op.table and rule.selector.version == version
@@ -396,8 +398,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
             check_nesting(link, network, view)
     else:
         check_claimed_subnet(link, network, view)
-    if view.foreign.is_divided(network):
-        check_rules_of_table(op, view)
+    check_rules_of_table(op, view)
 
 
 def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
@@ -447,7 +448,7 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not one of the cloud on this link."""
     if not claims.is_link_local(single(gateway)) and not view.networks.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
-    if view.addresses.holders(gateway) or view.is_in_local_range(gateway):
+    if view.is_own(gateway):
         raise Refusal(f"gateway {gateway} is this host's own")  # the kernel would put the destination on link
     if not view.gateways.is_gateway(link, gateway):
         waiting = gateway.version == 6 and not view.gateways.has_ipv6_router(link)
@@ -748,26 +749,21 @@ def check_earlier_routes(op: Operation, view: View) -> None:
     The other checks know only the link's present tables, and the rules that lead there. A change of the marks and the
     removal of a rule for main concern all links.
     """
-    concerned = [link for link, number in view.earlier_routes.items() if number]
+    links: Iterable[int] = ()
     match op:
-        case _ if not concerned:
-            return
         case RuleAdd() if op.selector.prefixlen or op.mark:
-            concerned = [claims.link_of_table(op.table, view.settings.route_table_base)]
+            links = (claims.link_of_table(op.table, view.settings.route_table_base),)
         case AddressAdd() | AddressRemove() | RouteReplace():
-            concerned = [op.link]
+            links = (op.link,)
         case RouteRemove() if op.table == TABLE_LOCAL:
-            concerned = [op.link]
-        case RuleRemove() if is_main_rule(op):
-            pass
+            links = (op.link,)
         case ForwardedReplies():
-            pass
-        case _:
-            return
-    for link in concerned:
-        if view.earlier_routes[link]:
-            what = f"{view.name(link)} has routes in tables of an earlier RouteTableBase="
-            raise Refusal(f"{what}; remove them first, or: cnctl flush")
+            links = view.earlier_routes
+        case RuleRemove() if is_main_rule(op):
+            links = view.earlier_routes
+    if (link := next((each for each in links if view.earlier_routes[each]), None)) is not None:
+        what = f"{view.name(link)} has routes in tables of an earlier RouteTableBase="
+        raise Refusal(f"{what}; remove them first, or: cnctl flush")
 
 
 def check_flush(op: Operation, view: View) -> None:

@@ -23,7 +23,6 @@ from .operations import (
     AddressRemove,
     Change,
     ForwardedReplies,
-    IPAddress,
     IPInterface,
     IPNetwork,
     LinkDown,
@@ -80,8 +79,9 @@ class Rollback:
         mains = [op for op in ops if isinstance(op, RuleAdd | RuleRemove) and is_main_rule(op)]
         rules = [op for op in ops if isinstance(op, RuleAdd) and op not in mains]
         late = {*mains, *rules}
+        others = [op for op in ops if op not in late]
         remaining = self._undo_rules([op for op in mains if isinstance(op, RuleAdd)])
-        remaining += self._undo_parts(sorted((op for op in ops if op not in late), key=_is_link_down))
+        remaining += self._undo_parts(sorted(others, key=lambda op: isinstance(op, LinkDown)))
         remaining += self._undo_rules(rules)
         return remaining + self._undo_rules([op for op in mains if isinstance(op, RuleRemove)])
 
@@ -188,10 +188,6 @@ def failure(op: Change, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
-def _is_link_down(op: Change) -> bool:
-    return isinstance(op, LinkDown)
-
-
 def _without_detours(ops: Sequence[Change]) -> list[Change]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
@@ -262,12 +258,12 @@ class RollbackState:
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
-            case RouteReplace() if op.gateway is not None and self._is_own(op.gateway):
+            case RouteReplace() if op.gateway is not None and self._view.is_own(op.gateway):
                 return "its gateway is an address of this host now: the kernel would put the destination on link"
             case RouteReplace() if op.table == TABLE_LOCAL:
                 if (rule := self._orphan_without_range(op)) is not None:
                     return f"{shown(rule)} depends on the range that it would replace, and stays"
-            case RouteReplace() if op.gateway is None and self._view.foreign.is_divided(op.destination):
+            case RouteReplace() if op.gateway is None:
                 return self._why_refused(op)
             case LinkMtu() if self._view.links.get(op.link) is None:
                 return "the link is gone; in another network namespace it keeps its MTU"
@@ -343,9 +339,6 @@ class RollbackState:
         Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
         """
         return address.protocol == PROTOCOL if self._view.addresses.tagged else not self._all_applied
-
-    def _is_own(self, ip: IPAddress) -> bool:
-        return bool(self._view.addresses.holders(ip)) or self._view.is_in_local_range(ip)
 
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""

@@ -239,9 +239,9 @@ class View:
         """Return an address in `network` that another link has."""
         return next((each.network_address for each, _ in self.networks.held.elsewhere(link, network)), None)
 
-    def is_in_local_range(self, ip: IPAddress) -> bool:
-        """Return True if a local range of any link contains the address."""
-        return any(True for _ in self.networks.local_ranges.around(single(ip)))
+    def is_own(self, ip: IPAddress) -> bool:
+        """Return True for an address of this host: a link has it, or a local range of any link contains it."""
+        return bool(self.addresses.holders(ip)) or any(True for _ in self.networks.local_ranges.around(single(ip)))
 
     def _virtual_holders(self, network: IPNetwork) -> list[int]:
         """Return the links that have this /32 or /128, if all are links of other programs."""

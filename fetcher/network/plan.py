@@ -50,10 +50,11 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     links = {link.ifindex: link for link in actual.links}
     first = [op for goal in desired.links for op in _link_changes(goal.settings, links[goal.settings.ifindex])]
     ops: list[Operation] = []
+    rules = _leaving_rules(desired, actual) if may_remove else []
     leaving = list(_leaving(desired, actual)) if may_remove else []
     reforms = [*_reforms(desired, actual, leaving), *_renumbered(desired, actual, leaving)] if may_remove else []
     if may_remove:
-        first += _forwarding_changes(desired, actual, leaving)
+        first += _forwarding_changes(desired, actual, leaving, rules)
         ops += _route_removals(desired, actual)
     for each in reforms:
         ops += each.release()
@@ -66,8 +67,8 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
     ops += _mark_table(desired, actual)
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
+    ops += map(remove_rule, rules)
     if may_remove:
-        ops += map(remove_rule, _leaving_rules(desired, actual))
         ops += _smaller_mark_table(desired)
     done = set(first)
     return (*first, *(op for op in ops if op not in done))
@@ -196,8 +197,10 @@ def _leaving_rules(desired: Desired, actual: Actual) -> list[Rule]:
     return [rule for rule in leaving if rule.table not in desired.unmanaged_tables]
 
 
-def _forwarding_changes(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[Operation]:
-    """Yield removals of rules that would select forwarded packets once their address or range has left.
+def _forwarding_changes(
+    desired: Desired, actual: Actual, leaving: Iterable[Address], rules: Iterable[Rule]
+) -> Iterator[Operation]:
+    """Yield removals of leaving `rules` that would select forwarded packets once their address or range has left.
 
     netagent refuses to remove the address or range before. The rules that take over for addresses that stay come first,
     with the ranges that they need.
@@ -208,7 +211,7 @@ def _forwarding_changes(desired: Desired, actual: Actual, leaving: Iterable[Addr
     networks = IntervalIndex([*ranges, *(Interval.of_network(each.subnet[1]) for each in leaving)])
     old = [
         rule
-        for rule in _leaving_rules(desired, actual)
+        for rule in rules
         if rule.selector is not None
         and not rule.local
         and _overlapping(rule, addresses if is_single(rule.selector) else networks)

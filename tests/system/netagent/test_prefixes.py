@@ -8,16 +8,7 @@ import msgpack
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import (
-    CONFIG,
-    Wire,
-    address,
-    ifindex,
-    kernel_state,
-    main_rule,
-    route,
-    rule,
-)
+from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, kernel_state, main_rule, route, rule
 
 LEDGER = "/run/cloud-network-netagent/ledger"
 
