@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from . import claims, rtnetlink
 from .addresses import Addresses
-from .claims import IPNetwork, contains, is_single
+from .claims import IPAddress, IPNetwork, contains, is_single, single
 from .conflicts import ForeignHop, is_too_wide
 from .gateways import Gateways
 from .links import Links
@@ -70,7 +70,7 @@ class ForeignRoutes:
 
     def _add_default(self, route: Route) -> None:
         in_main = route.table == TABLE_MAIN and not route.restricted
-        if in_main:
+        if in_main and not _may_be_advertised_prefix(route):
             self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
         for hop in route.hops:
             if hop.gateway is not None and route.protocol != PROTOCOL:
@@ -81,6 +81,9 @@ class ForeignRoutes:
         network = route.destination
         if is_single(network) and hop.link in self._addresses.holders(network.network_address):
             return  # of an IPv6 address: it is no subnet of the link
+        is_wide = network.version == 6 and network.prefixlen < claims.WIDEST_SUBNET[6]
+        if is_wide and _may_be_advertised_prefix(route) and not self._addresses.in_network(hop.link, network):
+            return
         learned = self._is_learned(route, hop)
         if learned:
             self._networks.learn(hop.link, network)
@@ -190,8 +193,8 @@ class ForeignRoutes:
         first = min((metric for metric, _ in defaults), default=0)
         return (first, True) in defaults
 
-    def may_leave_tunnel(self, network: IPNetwork) -> bool:
-        """Return True if a link's table may route the network through its gateway, although a VPN carries all traffic.
+    def may_bypass_vpn(self, network: IPNetwork) -> bool:
+        """Return True if a link's table may route the network past a VPN that carries all traffic.
 
         These are private networks, metadata servers and subnets of the cloud's links.
         """
@@ -199,10 +202,11 @@ class ForeignRoutes:
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
     def is_divided(self, subnet: IPNetwork) -> bool:
-        """Return True if another program routes all or a part of a subnet elsewhere."""
+        """Return True if another program routes all or a part of a subnet elsewhere, or through a gateway."""
         if subnet not in self._divided:
             inside = (each for each in self.hops(subnet) if each.destination.prefixlen >= subnet.prefixlen)
-            self._divided[subnet] = any(not each.by_cloud for each in inside if not each.is_local)
+            routed = (each for each in inside if not each.is_local)
+            self._divided[subnet] = any(each.gateway is not None or not each.by_cloud for each in routed)
         return self._divided[subnet]
 
     def tunnels_to(self, link: int, network: IPNetwork) -> set[int]:
@@ -218,6 +222,17 @@ class ForeignRoutes:
     def has(self, table: int, destination: IPNetwork) -> bool:
         """Return True if a table has a foreign route to exactly this destination."""
         return any(route.table == table for route in self._routes.exactly(destination))
+
+    def is_broadcast_or_anycast(self, ip: IPAddress) -> bool:
+        """Return True if table local has a route of such a type to exactly this address, also one of the kernel's."""
+        routes = self._routes.exactly(single(ip))
+        return any(route.kind in (rtnetlink.RTN_BROADCAST, rtnetlink.RTN_ANYCAST) for route in routes)
+
+    def links_by_dhcp(self, ip: IPAddress) -> Iterator[int]:
+        """Yield the links on which DHCP has put this single address."""
+        for route in self._routes.exactly(single(ip)):
+            if route.protocol == rtnetlink.RTPROT_DHCP:
+                yield from (hop.link for hop in route.hops if _puts_on_link(route, hop))
 
     def links_in_main(self, network: IPNetwork) -> set[int]:
         """Return the links of main's foreign routes to exactly this network, also through gateways."""
@@ -246,6 +261,12 @@ class ForeignRoutes:
                 yield from (hop.link for hop in route.hops if hop.link != link and _puts_on_link(route, hop))
 
 
+def _may_be_advertised_prefix(route: Route) -> bool:
+    """Return True for an IPv6 on-link route as a neighbour can make it, by advertising a prefix of any length."""
+    by_router = route.protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA)
+    return route.destination.version == 6 and by_router and all(hop.gateway is None for hop in route.hops)
+
+
 def _puts_on_link(route: Route, hop: NextHop) -> bool:
     """Return True for a next hop in main that puts the destination on a link."""
     direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
@@ -253,7 +274,7 @@ def _puts_on_link(route: Route, hop: NextHop) -> bool:
 
 
 def _is_by_hand(route: Route) -> bool:
-    """Return True for a route in table local that the kernel did not derive from an address."""
+    """Return True for a route in table local that another program made, and for the range of a subnet on lo."""
     return route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
 
 

@@ -250,6 +250,23 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
 
+def check_special_address(ip: IPAddress, view: View) -> None:
+    """Raise Refusal for a broadcast or anycast address of this host that no subnet of its addresses shows.
+
+    A link may have any broadcast address (`ip address add … broadcast`), and a socket may join an IPv6 anycast address
+    (IPV6_JOIN_ANYCAST), which the kernel would not make local again.
+    """
+    if view.foreign.is_broadcast_or_anycast(ip):
+        raise Refusal(f"{ip} is a broadcast or anycast address of this host")
+
+
+def check_host_of_lease(link: int, ip: IPAddress, view: View) -> None:
+    """Raise Refusal if this host would keep packets to a host that DHCP has put on another link (a time server)."""
+    other = next((each for each in view.foreign.links_by_dhcp(ip) if each != link), None)
+    if other is not None and not view.is_allowed(single(ip)):
+        raise Refusal(f"{ip} is a host on {view.name(other)}, by DHCP", allow=allow_addresses(single(ip)))
+
+
 def check_address_add(op: AddressAdd, view: View) -> Change:
     """Accept an address of the cloud that no link, gateway, resolver or other program has."""
     ip, network = op.interface.ip, op.interface.network
@@ -270,9 +287,11 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
     holders = view.addresses.holders(ip)
     if holders and not is_owned_with_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
+    check_host_of_lease(op.link, ip, view)
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
+    check_special_address(ip, view)
     if view.addresses.number_owned >= MAX_ADDRESSES:
         raise Refusal(f"cloud-network has {MAX_ADDRESSES} addresses already")
     check_room(view)
@@ -435,7 +454,7 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
         return
     found: Iterable[ForeignHop] = view.foreign.hops(network)
     if view.is_subnet_of_address(link, network):
-        if view.addresses.connect(link, network) or view.foreign.has_on_link_route(link, network):
+        if view.foreign.has_on_link_route(link, network):
             return
         found = [hop for hop in found if hop.destination == network]
     elif is_gateway:
@@ -448,7 +467,7 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not one of the cloud on this link."""
     if not claims.is_link_local(single(gateway)) and not view.networks.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
-    if view.is_own(gateway):
+    if view.is_of_this_host(gateway):
         raise Refusal(f"gateway {gateway} is this host's own")  # the kernel would put the destination on link
     if not view.gateways.is_gateway(link, gateway):
         waiting = gateway.version == 6 and not view.gateways.has_ipv6_router(link)
@@ -464,10 +483,10 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} is loopback, multicast, broadcast or reserved")
     if not network.prefixlen or view.is_allowed(network):
         return
-    if view.foreign.main_discards(network.version) and not view.foreign.may_leave_tunnel(network):
+    if view.foreign.main_discards(network.version) and not view.foreign.may_bypass_vpn(network):
         raise Refusal(f"main's default route discards packets, also those to {network}", allow=allow_addresses(network))
     halves = [hop for hop in view.foreign.halves() if claims.overlap(network, hop.destination)]
-    if halves and not view.foreign.may_leave_tunnel(network):
+    if halves and not view.foreign.may_bypass_vpn(network):
         reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
         raise Refusal(reason, allow=allow_addresses(network))
     for hop in view.foreign.hops(network):
@@ -522,6 +541,8 @@ def check_address_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule that selects addresses of other links than that of its table."""
     link = claims.link_of_table(op.table, view.settings.route_table_base)
     check_link(link, view)
+    if op.table not in view.own_tables(link):
+        raise Refusal(f"table {op.table} is that of no link")
     if not is_justified(op, link, view):
         raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
     if (other := other_user(op, link, view)) is not None:
@@ -619,7 +640,9 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     in_range = is_in_local_range(link, network, view)
     if is_single(network):
         holders = view.addresses.holders(network.network_address)
-        return link in holders or (belongs_despite(holders, network, link, view) if holders else in_range)
+        if not holders:
+            return in_range
+        return link in holders or belongs_despite(holders, network, link, view)
     if rule.local:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)

@@ -55,10 +55,10 @@ class Rejected(Exception):
 
 def check(ops: Sequence[Operation], view: View) -> list[Change]:
     """Return the operation that undoes each of `ops`. Raises Rejected for the first that is refused."""
-    accepted = []
+    accepted, tried = list[Accepted](), set[Operation]()
     for position, op in enumerate(ops):
         try:
-            accepted.append(accept(position, op, view))
+            accepted.append(accept(position, op, tried, view))
         except Refusal as refusal:
             raise Rejected(refusal.at(position)) from None
     if orphan := next(orphans(accepted, view), None):
@@ -85,12 +85,13 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
 def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) -> tuple[list[Accepted], list[Refused]]:
     """Check each operation, except those at the positions `left_out`, which have been refused already."""
     accepted, refusals, refused_positions = list[Accepted](), list[Refused](), list[int]()
+    tried = set[Operation]()
     for position, op in enumerate(ops):
         if position in left_out:
             refused_positions.append(position)
             continue
         try:
-            accepted.append(accept(position, op, view))
+            accepted.append(accept(position, op, tried, view))
         except Refusal as refusal:
             depends = None
             if len(refusals) < MAX_REFUSALS:  # later ones are only counted
@@ -100,8 +101,14 @@ def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) 
     return accepted, refusals
 
 
-def accept(position: int, op: Operation, view: View) -> Accepted:
-    """Return the operation as accepted, and count it in the view. Raises Refusal."""
+def accept(position: int, op: Operation, tried: set[Operation], view: View) -> Accepted:
+    """Return the operation as accepted, and count it in the view. Raises Refusal.
+
+    `tried` are the operations of the request so far, also refused ones. A check of one may take 20 ms with 8,000 rules.
+    """
+    if op in tried:
+        raise Refusal("the same operation twice in one request")
+    tried.add(op)
     inverse = check_operation(op, view)
     removed = justification_removed_by(op, inverse, view)
     return Accepted(position, op, inverse, removed, None if removed is None else orphan_now(op, *removed, view))

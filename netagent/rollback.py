@@ -258,7 +258,7 @@ class RollbackState:
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
                 return "another program has a route to it there now"
-            case RouteReplace() if op.gateway is not None and self._view.is_own(op.gateway):
+            case RouteReplace() if op.gateway is not None and self._view.is_of_this_host(op.gateway):
                 return "its gateway is an address of this host now: the kernel would put the destination on link"
             case RouteReplace() if op.table == TABLE_LOCAL:
                 if (rule := self._orphan_without_range(op)) is not None:

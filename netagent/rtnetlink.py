@@ -71,7 +71,8 @@ FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK, FRA_FLOW = 1,
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
 NDA_DST, NDA_FLAGS_EXT = 1, 15
 NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 0x08, 0x10, 0x80, 0x40, 0x80
-RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, RTN_THROW = 1, 2, 6, 7, 8, 9
+RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST = 1, 2, 3, 4
+RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, RTN_THROW = 6, 7, 8, 9
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 FR_ACT_TO_TBL, FR_ACT_GOTO, FIB_RULE_INVERT = 1, 2, 2
@@ -508,7 +509,8 @@ def decode_rule(body: bytes) -> Rule | None:
     if family not in _ANYWHERE:
         return None
     iif, suppressed = found.get(FRA_IIFNAME), found.get(FRA_SUPPRESS_PREFIXLEN, _FRA_SUPPRESS_NONE)
-    narrowed = tos or flags & FIB_RULE_INVERT or found.keys() - _FRA_UNDERSTOOD or iif not in (None, b"lo\0")
+    unknown = found.keys() - _FRA_UNDERSTOOD or iif not in (None, b"lo\0")
+    narrowed = tos or (source and to) or flags & FIB_RULE_INVERT or unknown
     return Rule(
         priority=_u32(found, FRA_PRIORITY),
         selector=_network(family, found.get(FRA_SRC) or found.get(FRA_DST), source or to),

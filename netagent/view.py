@@ -141,7 +141,7 @@ class View:
         self.networks.held.add(address.link, single(address.ip))
         if (network := network_of(address)) is not None:
             self.networks.subnets.add(address.link, network)
-            self._divided.pop((address.link, network.version), None)
+            self._look_for_division(address.link, network)
 
     def add_owned(self, link: int, interface: IPInterface, *, connected_route: bool) -> None:
         """Count an address that netagent adds."""
@@ -219,14 +219,22 @@ class View:
     def divided_network(self, link: int, version: int) -> IPNetwork | None:
         """Return an on-link network of the link of which another program routes all or a part elsewhere, or None.
 
-        Link-local networks do not count: most links have fe80::/64.
+        It may be one that this request has removed meanwhile. Link-local networks do not count: most links have
+        fe80::/64.
         """
         place = link, version
         if place not in self._divided:
-            on_link = self.networks.on_link(link, EVERYTHING[version])
-            networks = (each for each in on_link if not is_link_local(each))
-            self._divided[place] = next(filter(self.foreign.is_divided, networks), None)
+            self._divided[place] = None
+            for network in self.networks.on_link(link, EVERYTHING[version]):
+                self._look_for_division(link, network)
         return self._divided[place]
+
+    def _look_for_division(self, link: int, network: IPNetwork) -> None:
+        """Update an answer of divided_network that was None for one more on-link network: it may have 10,000."""
+        place = link, network.version
+        is_none = place in self._divided and self._divided[place] is None
+        if is_none and not is_link_local(network) and self.foreign.is_divided(network):
+            self._divided[place] = network
 
     def _is_evidence(self, link: int, subnet: IPNetwork) -> bool:
         return self.networks.learned.has(link, subnet) or bool(self.addresses.in_network(link, subnet))
@@ -239,7 +247,7 @@ class View:
         """Return an address in `network` that another link has."""
         return next((each.network_address for each, _ in self.networks.held.elsewhere(link, network)), None)
 
-    def is_own(self, ip: IPAddress) -> bool:
+    def is_of_this_host(self, ip: IPAddress) -> bool:
         """Return True for an address of this host: a link has it, or a local range of any link contains it."""
         return bool(self.addresses.holders(ip)) or any(True for _ in self.networks.local_ranges.around(single(ip)))
 
@@ -279,11 +287,11 @@ class View:
         A resolver, or a gateway of links on which main does not have this subnet.
         """
         before: Set[int] = self._links_before.get(network, frozenset())
-        had_it = link in before  # this request replaces the address with the connected route
+        replaces_route = link in before  # this request replaces the address with the connected route
         sharing = {other for other in before if self.foreign.has_on_link_route(other, network)} | {link}
         for ip, users in self.gateways.users_inside(network):
             others = users - sharing
-            if had_it:
+            if replaces_route:
                 others = {each for each in others if not self.networks.own_on_link.has(each, network)}
             if others:
                 return ip
@@ -326,7 +334,7 @@ class View:
         self._own_copies[route.link, destination] += change
         if not copies:
             self.networks.own_on_link.add(route.link, destination)
-            self._divided.pop((route.link, destination.version), None)
+            self._look_for_division(route.link, destination)
         elif not copies + change:
             self.networks.own_on_link.discard(route.link, destination)
 

@@ -6,6 +6,8 @@ eth1 is the primary (10.0.1.10/24, by DHCP), with neighbour0 in its subnet; eth0
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -530,4 +532,145 @@ def test_link_is_set_up_once_in_a_request(lab: Lab) -> None:
     """Thousands of them would keep netagent busy."""
     lab.batch(["link set eth0 down"])
     up = {"op": "link_up", "link": ifindex(lab, "eth0")}
-    assert refused(lab, up, up) == "the link is already up"
+    assert refused(lab, up, up) == "the same operation twice in one request"
+
+
+# An advertised prefix. Any neighbour can send one, of any length, on any interface of the cloud.
+
+KILL_SWITCHES = {
+    "a default route that discards": ["route add blackhole ::/0 metric 1"],
+    "ip's default metric": ["route add unreachable ::/0"],
+    "a VPN by halves": ["route add ::/1 dev wg0", "route add 8000::/1 dev wg0"],
+}
+
+
+@pytest.mark.parametrize("protocol", ["kernel", "ra"])
+@pytest.mark.parametrize("prefix", ["2000::/3", "2600::/16"])
+@pytest.mark.parametrize("how", KILL_SWITCHES)
+def test_advertised_prefix_opens_no_kill_switch(lab: Lab, how: str, prefix: str, protocol: str) -> None:
+    """systemd-networkd, which processes advertisements itself, adds the prefix with the protocol `ra`."""
+    on = ifindex(lab, "eth0")
+    add_vpn(lab)
+    lab.batch(
+        [
+            *KILL_SWITCHES[how],
+            "neighbour replace fe80::77 lladdr 02:00:00:00:00:77 dev eth0 router",
+            f"route add {prefix} dev eth1 proto {protocol} metric 256 expires 30",
+        ]
+    )
+    source = "fd00:2::11"
+    ops = [address(on, f"{source}/128"), route(on, prefix, "fe80::77"), rule(f"{source}/128", 9999 + on)]
+    reason = refused(lab, *ops)
+    assert "discards packets" in reason or "another program routes by wg0" in reason
+
+
+@pytest.mark.parametrize("protocol", ["kernel", "ra"])
+def test_advertised_default_route_hides_no_discarding_one(lab: Lab, protocol: str) -> None:
+    lab.batch(
+        [
+            "route add unreachable ::/0",
+            f"route add ::/0 dev eth1 proto {protocol} metric 256 expires 30",
+        ]
+    )
+    assert "main's default route discards packets" in refused(lab, main_rule("::/0"))
+
+
+@pytest.mark.parametrize("prefix", ["fc00::/7", "fd00:2::/40"])
+def test_advertised_prefix_denies_no_subnet_to_another_interface(lab: Lab, prefix: str) -> None:
+    """A prefix as a cloud may have it (/44 and longer) still does: docs/policy.md."""
+    lab.batch([f"route add {prefix} dev eth1 proto kernel metric 256 expires 30"])
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "fd00:2::11/64"))["verdict"] == "applied"
+
+
+# Routes of other programs for an interface's own subnet.
+
+
+@pytest.mark.parametrize("hop", ["via 10.0.2.1 dev eth0", "via 10.0.1.1 dev eth1", "via 10.0.1.77 dev eth1"])
+def test_forwarded_packets_keep_routes_through_a_gateway(lab: Lab, hop: str) -> None:
+    primary = ifindex(lab, "eth1")
+    lab.batch(["address add 10.0.2.10/24 dev eth0", f"route add 10.0.1.128/25 {hop}"])
+    lab.run(
+        ["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0"]
+    )
+    ops = [on_link(primary, "10.0.1.0/24"), rule("10.0.1.64/26", 9999 + primary)]
+    forwarded = ["ip", "route", "get", "10.0.1.200", "from", "10.0.1.70", "iif", "eth0"]
+    before = lab.run(forwarded).stdout
+    assert "10.0.1.128/25 or a part of it elsewhere" in refused(lab, *ops) or "10.0.1.0/24" in refused(lab, *ops)
+    with Wire(lab) as wire:
+        assert wire.apply(main_rule(), on_link(primary, "10.0.1.0/24"), rule("10.0.1.64/26", 9999 + primary, 31020))
+    assert lab.run(forwarded).stdout == before
+
+
+def test_subnet_that_only_a_vpn_routes_stays_in_the_vpn(lab: Lab, tmp_path: Path) -> None:
+    """Some VPNs remove the connected route of the interface's subnet, and route it themselves."""
+    primary = ifindex(lab, "eth1")
+    add_vpn(lab)
+    lab.batch(["route del 10.0.1.0/24 dev eth1", "route add 10.0.1.0/24 dev wg0"])
+    ops = [on_link(primary, "10.0.1.0/24"), rule(MINE, 9999 + primary)]
+    with packet_observers(lab, lab.neighbours, tmp_path) as seen:
+        assert "10.0.1.0/24, which another program routes by wg0" in refused(lab, *ops)
+        assert seen.receivers("10.0.1.77", MINE) == set()
+
+
+# Addresses of other hosts, and special addresses of this one.
+
+
+def test_a_host_from_dhcp_is_not_claimed_by_another_interface(lab: Lab) -> None:
+    """systemd-networkd adds such routes to name and time servers of the lease."""
+    lab.batch(["route add 10.77.9.9 dev eth1 scope link proto dhcp"])
+    secondary, primary = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    assert refused(lab, address(secondary, "10.77.9.9/32")) == "10.77.9.9 is a host on eth1, by DHCP"
+    assert "overlaps a subnet of eth1" in refused(lab, route(secondary, "10.77.9.8/29", table=255))
+    with Wire(lab) as wire:
+        assert wire.apply(address(secondary, "10.77.9.10/32"))["verdict"] == "applied"
+        assert wire.apply(address(primary, "10.77.9.9/32"))["verdict"] == "applied"
+
+
+JOIN_ANYCAST = """
+import socket, sys
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+    group = socket.inet_pton(socket.AF_INET6, sys.argv[1]) + socket.if_nametoindex("eth1").to_bytes(4, sys.byteorder)
+    sock.setsockopt(socket.IPPROTO_IPV6, 27, group)  # IPV6_JOIN_ANYCAST
+    print("joined", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["eth0", "eth1"])
+def test_an_anycast_address_of_a_socket_is_no_address(lab: Lab, name: str) -> None:
+    """The kernel would answer success on the socket's interface, but not make the address local."""
+    lab.batch(["address add fd00:1::10/64 dev eth1 nodad"])
+    joined = lab.instance.popen([sys.executable, "-I", "-S", "-c", JOIN_ANYCAST, "fd00:1::53"], stdin=subprocess.PIPE)
+    try:
+        anycast = ["ip", "-6", "route", "show", "table", "local", "type", "anycast"]
+        lab.wait_for(lambda: "fd00:1::53" in lab.run(anycast).stdout)
+        on = ifindex(lab, name)
+        assert "is a broadcast or anycast address" in refused(lab, address(on, "fd00:1::53/128"))
+        assert "did not add the route" in refused(lab, route(on, "fd00:1::53/128", table=255))
+    finally:
+        joined.communicate()
+
+
+@pytest.mark.parametrize("name", ["eth0", "eth1"])
+def test_an_unusual_broadcast_address_is_no_address(lab: Lab, name: str) -> None:
+    lab.batch(["address add 10.77.0.5/24 broadcast 10.77.0.127 dev eth1"])
+    on = ifindex(lab, name)
+    assert "is a broadcast or anycast address" in refused(lab, address(on, "10.77.0.127/32"))
+    assert "did not add the route" in refused(lab, route(on, "10.77.0.127/32", table=255))
+
+
+def test_a_very_high_ifindex_leads_to_no_table_of_others(lab: Lab) -> None:
+    """RouteTableBase + ifindex, modulo the distance of the second tables (2^30)."""
+    index = 500 - 9999 + 2**30
+    lab.batch(
+        [
+            f"link add high index {index} type veth peer name low",
+            "link set high up",
+            "route add 10.9.0.0/16 via 10.0.1.1 table 500",
+        ]
+    )
+    source = address(index, "10.77.0.5/32")
+    assert refused(lab, source, rule("10.77.0.5", 500)) == "table 500 is that of no link"
+    with Wire(lab) as wire:
+        assert wire.apply(source, rule("10.77.0.5", 9999 + index))["verdict"] == "applied"

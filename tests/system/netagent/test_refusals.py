@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import start
-from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kernel_state, packed, route, rule
+from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kernel_state, main_rule, packed, route, rule
 
 Ops = list[dict[str, Any]]
 
@@ -60,7 +60,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     ),
     "the address twice": (
         lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "10.0.2.10/24")],
-        "eth0 has 10.0.2.10 already",
+        "the same operation twice",
     ),
     # links that are not the cloud's
     "an address on lo": (lambda on: [address(on.loopback, "10.0.2.10")], "loopback link"),
@@ -184,7 +184,10 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         "such a rule already",
     ),
     "two rules that differ in suppress_prefixlength alone": (
-        lambda on: [rule("10.0.1.10", 9999 + on.primary, suppress=True), rule("10.0.1.10", 9999 + on.primary)],
+        lambda on: [
+            main_rule(),
+            *(rule("10.0.1.10", 9999 + on.primary, 31020, suppress=suppress) for suppress in (True, False)),
+        ],
         "such a rule already",
     ),
     "a priority above all": (lambda on: [rule("10.0.1.10", 9999 + on.primary, priority=1)], "priority 1"),

@@ -115,6 +115,20 @@ def test_a_rule_with_an_unknown_attribute_is_not_for_all(kind: int, narrowed: bo
     assert rule.is_for_all is not narrowed
 
 
+def test_a_rule_with_source_and_destination_is_no_operations() -> None:
+    header = rtnetlink.FIB_RULE_HDR.pack(2, 32, 32, 0, 255, 0, 0, 1, 0)
+    to, source = (
+        rtnetlink.RTATTR.pack(8, kind) + ip_address(text).packed for kind, text in ((1, "10.0.1.9"), (2, "10.0.1.10"))
+    )
+    both, one = (
+        rtnetlink.decode_rule(header + to + source),
+        rtnetlink.decode_rule(header[:1] + b"\0" + header[2:] + source),
+    )
+    assert both is not None
+    assert one is not None
+    assert (both.narrowed, one.narrowed) == (True, False)
+
+
 def test_a_new_route_replaces_none() -> None:
     to, via = ip_network("10.9.0.0/16"), ip_address("10.0.2.1")
     replace, add = rtnetlink.encode(RouteReplace(10001, 2, to, via)), rtnetlink.encode(RouteAdd(10001, 2, to, via))
