@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from . import claims
 from .claims import single
@@ -31,7 +32,10 @@ from .rules import is_main_rule
 from .view import View
 
 MAX_ROUNDS = 8
-"""Number of times that `check_all` checks a request again. A client could otherwise keep netagent busy for minutes."""
+"""Number of times that `check_all` checks a request again."""
+CHECK_SECONDS = 10
+"""Time limit of a check. Root waits for it, and so does the rollback of an overdue change. 4,096 operations beside
+8,000 rules usually take less than a second, but a client may choose those that take longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,26 @@ class Accepted:
     orphan: RuleRemove | None  # see orphan_now
 
 
+class Limits:
+    """The limits of one check: its time, and each operation once. The check of one may take 20 ms with 8,000 rules."""
+
+    def __init__(self) -> None:
+        self._end = monotonic() + CHECK_SECONDS
+        self._tried = set[Operation]()
+
+    def start_round(self) -> None:
+        """Forget the operations, which are about to be checked again."""
+        self._tried.clear()
+
+    def take(self, op: Operation) -> None:
+        """Count an operation that is about to be checked. Raises Refusal at a limit."""
+        if op in self._tried:
+            raise Refusal("the same operation twice in one request")
+        self._tried.add(op)
+        if monotonic() > self._end:
+            raise Refusal(f"the check of the request takes longer than {CHECK_SECONDS} s; send fewer operations")
+
+
 class Rejected(Exception):
     """A request contains an operation that is refused."""
 
@@ -55,10 +79,10 @@ class Rejected(Exception):
 
 def check(ops: Sequence[Operation], view: View) -> list[Change]:
     """Return the operation that undoes each of `ops`. Raises Rejected for the first that is refused."""
-    accepted, tried = list[Accepted](), set[Operation]()
+    accepted, limits = list[Accepted](), Limits()
     for position, op in enumerate(ops):
         try:
-            accepted.append(accept(position, op, tried, view))
+            accepted.append(accept(position, op, limits, view))
         except Refusal as refusal:
             raise Rejected(refusal.at(position)) from None
     if orphan := next(orphans(accepted, view), None):
@@ -71,9 +95,9 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
 
     Operations that would orphan a rule are found only at the end. The others are then checked again without them.
     """
-    orphaning = dict[int, Refused]()
+    orphaning, limits = dict[int, Refused](), Limits()
     for _ in range(MAX_ROUNDS):
-        accepted, refusals = check_each(ops, view, orphaning)
+        accepted, refusals = check_each(ops, view, orphaning, limits)
         found = {each.position: each for each in orphans(accepted, view) if each.position is not None}
         orphaning |= found
         if not found:
@@ -82,16 +106,18 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     return sorted([*refusals, *orphaning.values()], key=lambda each: each.position or 0)
 
 
-def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) -> tuple[list[Accepted], list[Refused]]:
+def check_each(
+    ops: Sequence[Operation], view: View, left_out: Collection[int], limits: Limits
+) -> tuple[list[Accepted], list[Refused]]:
     """Check each operation, except those at the positions `left_out`, which have been refused already."""
     accepted, refusals, refused_positions = list[Accepted](), list[Refused](), list[int]()
-    tried = set[Operation]()
+    limits.start_round()
     for position, op in enumerate(ops):
         if position in left_out:
             refused_positions.append(position)
             continue
         try:
-            accepted.append(accept(position, op, tried, view))
+            accepted.append(accept(position, op, limits, view))
         except Refusal as refusal:
             depends = None
             if len(refusals) < MAX_REFUSALS:  # later ones are only counted
@@ -101,14 +127,9 @@ def check_each(ops: Sequence[Operation], view: View, left_out: Collection[int]) 
     return accepted, refusals
 
 
-def accept(position: int, op: Operation, tried: set[Operation], view: View) -> Accepted:
-    """Return the operation as accepted, and count it in the view. Raises Refusal.
-
-    `tried` are the operations of the request so far, also refused ones. A check of one may take 20 ms with 8,000 rules.
-    """
-    if op in tried:
-        raise Refusal("the same operation twice in one request")
-    tried.add(op)
+def accept(position: int, op: Operation, limits: Limits, view: View) -> Accepted:
+    """Return the operation as accepted, and count it in the view. Raises Refusal."""
+    limits.take(op)
     inverse = check_operation(op, view)
     removed = justification_removed_by(op, inverse, view)
     return Accepted(position, op, inverse, removed, None if removed is None else orphan_now(op, *removed, view))

@@ -99,6 +99,16 @@ def test_many_on_link_routes_do_not_delay_rules_that_come_between() -> None:
     assert time.process_time() < began + 5
 
 
+def test_a_check_that_takes_too_long_refuses_the_other_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
+    ops = [AddressAdd(2, IPv4Interface(f"10.0.2.{host}/32"), False) for host in (10, 11, 12)]
+    times = iter((0.0, 1.0, 10.0, 10.1))
+    monkeypatch.setattr(request_policy, "monotonic", lambda: next(times))
+    view = View(Snapshot((link,), (), (), LOCAL, frozenset()), Settings(), Known())
+    (refused,) = request_policy.check_all(ops, view)
+    assert (refused.position, refused.reason[:47]) == (2, "the check of the request takes longer than 10 s")
+
+
 @pytest.mark.exhaustive
 def test_a_repeated_removal_does_not_delay_root() -> None:
     """Each check of a rule for main asks all 8,000 rules whether they need it: together, 84 s."""
