@@ -40,7 +40,8 @@ KEYS = {
     "AllowKinds": "rtnetlink kinds of links that netagent may change, in addition to links without a kind (hardware). "
     "`ip -d link show` prints a link's kind.",
     "AllowAddresses": "Addresses that netagent may add to a link, in addition to RFC 1918, 100.64.0.0/10, fc00::/7 "
-    "and the subnets that the kernel learned on that link.",
+    "and the subnets that the kernel learned on that link. Routes to them are accepted even if another program "
+    "routes them elsewhere.",
     "AllowGateways": "Gateways that netagent accepts, in addition to those from DHCP, routers and the clouds' "
     "conventions.",
     "MaxObjects": "Largest number of addresses, routes and rules that netagent adds.",
