@@ -665,7 +665,7 @@ def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool)
     `exact`: only a rule for the network itself. An address on lo or a virtual link does not count: another program may
     remove it at any time.
     """
-    for rule in view.rules_of(link, network):
+    for rule in view.rules_inside(link, network):
         if rule.local or (exact and rule.selector != network):
             continue
         if is_single(rule.selector):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from time import monotonic
+from time import process_time
 
 from . import claims
 from .claims import single
@@ -32,10 +32,10 @@ from .rules import is_main_rule
 from .view import View
 
 MAX_ROUNDS = 8
-"""Number of times that `check_all` checks a request again."""
+"""Number of times that `check_all` checks a request again: a round can show further operations that orphan a rule."""
 CHECK_SECONDS = 10
-"""Time limit of a check. Root waits for it, and so does the rollback of an overdue change. 4,096 operations beside
-8,000 rules usually take less than a second, but a client may choose those that take longest."""
+"""Limit of a check, in seconds of the processor (a virtual machine may be paused). Root waits meanwhile, and so does
+the rollback of an overdue change. 4,096 usual operations take less than a second; a client may choose others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,12 @@ class Accepted:
 
 
 class Limits:
-    """The limits of one check: its time, and each operation once. The check of one may take 20 ms with 8,000 rules."""
+    """The limits of one check: its time, and each operation once. One operation may take 20 ms beside 8,000 rules."""
+
+    reason = f"the check of the request takes longer than {CHECK_SECONDS} s; send fewer operations"
 
     def __init__(self) -> None:
-        self._end = monotonic() + CHECK_SECONDS
+        self._end = process_time() + CHECK_SECONDS
         self._tried = set[Operation]()
 
     def start_round(self) -> None:
@@ -65,8 +67,12 @@ class Limits:
         if op in self._tried:
             raise Refusal("the same operation twice in one request")
         self._tried.add(op)
-        if monotonic() > self._end:
-            raise Refusal(f"the check of the request takes longer than {CHECK_SECONDS} s; send fewer operations")
+        if self.are_over():
+            raise Refusal(self.reason)
+
+    def are_over(self) -> bool:
+        """Return True if the time is over."""
+        return process_time() > self._end
 
 
 class Rejected(Exception):
@@ -85,7 +91,7 @@ def check(ops: Sequence[Operation], view: View) -> list[Change]:
             accepted.append(accept(position, op, limits, view))
         except Refusal as refusal:
             raise Rejected(refusal.at(position)) from None
-    if orphan := next(orphans(accepted, view), None):
+    if orphan := next(orphans(accepted, limits, view), None):
         raise Rejected(orphan)
     return [each.inverse for each in accepted]
 
@@ -98,7 +104,7 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     orphaning, limits = dict[int, Refused](), Limits()
     for _ in range(MAX_ROUNDS):
         accepted, refusals = check_each(ops, view, orphaning, limits)
-        found = {each.position: each for each in orphans(accepted, view) if each.position is not None}
+        found = {each.position: each for each in orphans(accepted, limits, view) if each.position is not None}
         orphaning |= found
         if not found:
             break
@@ -167,10 +173,10 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     return False
 
 
-def orphans(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
+def orphans(accepted: Sequence[Accepted], limits: Limits, view: View) -> Iterator[Refused]:
     """Yield a refusal of each operation that would orphan a rule."""
     yield from orphans_of_marks(accepted, view)
-    yield from orphans_of_addresses(accepted, view)
+    yield from orphans_of_addresses(accepted, limits, view)
 
 
 def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
@@ -192,7 +198,7 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
             return
 
 
-def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
+def orphans_of_addresses(accepted: Sequence[Accepted], limits: Limits, view: View) -> Iterator[Refused]:
     """Yield a refusal of each operation after which a rule selects addresses that its link no longer has.
 
     That it also selects addresses of other links is no reason: they may have got these since, and then the repair would
@@ -206,6 +212,9 @@ def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[R
             removed.setdefault(each.removed_justification, each.position)
     justified = set[RuleRemove]()
     for (link, network), position in removed.items():
+        if limits.are_over():
+            yield Refused(limits.reason, position)
+            continue
         for rule in view.rules_of(link, network):
             if rule in justified:
                 continue

@@ -105,11 +105,19 @@ class Rules:
 
     def overlapping(self, network: IPNetwork) -> Iterator[RuleRemove]:
         """Yield the owned rules whose selector overlaps `network`, except for those without a selector."""
+        yield from (rule for _, rule in self._index().overlapping(network) if rule.selector.prefixlen)
+
+    def inside(self, network: IPNetwork) -> Iterator[RuleRemove]:
+        """Yield the owned rules whose selector is `network` or lies in it, except for those without a selector."""
+        yield from (rule for rule in self._index().exactly(network) if rule.selector.prefixlen)
+        yield from (rule for _, rule in self._index().inside(network))
+
+    def _index(self) -> NetworkIndex[RuleRemove]:
         if self._by_network is None:
             self._by_network = NetworkIndex()
             for rule in self.own.values():
                 self._by_network.add(rule.selector, rule)
-        yield from (rule for _, rule in self._by_network.overlapping(network) if rule.selector.prefixlen)
+        return self._by_network
 
     def removals(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""

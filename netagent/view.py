@@ -198,8 +198,15 @@ class View:
 
         The latter may be rules of this link, from the time of another RouteTableBase=.
         """
+        yield from self._of_link(link, self.rules.overlapping(network))
+
+    def rules_inside(self, link: int, network: IPNetwork) -> Iterator[RuleRemove]:
+        """Yield those of rules_of whose selector is `network` or lies in it. Many wider rules may overlap it."""
+        yield from self._of_link(link, self.rules.inside(network))
+
+    def _of_link(self, link: int, rules: Iterable[RuleRemove]) -> Iterator[RuleRemove]:
         base = self.settings.route_table_base
-        for rule in self.rules.overlapping(network):
+        for rule in rules:
             other = claims.link_of_table(rule.table, base)
             if other == link or not self.links.is_cloud(other):
                 yield rule
