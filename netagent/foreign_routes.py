@@ -81,8 +81,8 @@ class ForeignRoutes:
         network = route.destination
         if is_single(network) and hop.link in self._addresses.holders(network.network_address):
             return  # of an IPv6 address: it is no subnet of the link
-        is_wide = network.version == 6 and network.prefixlen < claims.WIDEST_SUBNET[6]
-        if is_wide and _may_be_advertised_prefix(route) and not self._addresses.in_network(hop.link, network):
+        is_advertised = _may_be_advertised_prefix(route) and not self._addresses.in_network(hop.link, network)
+        if is_advertised and _is_wider_than_of_a_cloud(network):
             return
         learned = self._is_learned(route, hop)
         if learned:
@@ -97,12 +97,9 @@ class ForeignRoutes:
                 self.unused_prefixes.add((hop.link, network))
 
     def _is_learned(self, route: Route, hop: NextHop) -> bool:
-        """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`.
-
-        A neighbour can advertise a prefix of any length as on link.
-        """
+        """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
         network = route.destination
-        if network.version == 6 and network.prefixlen < claims.WIDEST_SUBNET[6]:
+        if _is_wider_than_of_a_cloud(network):
             return False
         if route.protocol in _BY_LEASE:
             return True
@@ -259,6 +256,11 @@ class ForeignRoutes:
         for _, route in self._routes.overlapping(network):
             if not is_too_wide(route.destination, own):
                 yield from (hop.link for hop in route.hops if hop.link != link and _puts_on_link(route, hop))
+
+
+def _is_wider_than_of_a_cloud(network: IPNetwork) -> bool:
+    """Return True for an IPv6 network that no cloud gives to a link, such as 2000::/3."""
+    return network.version == 6 and network.prefixlen < claims.WIDEST_SUBNET[6]
 
 
 def _may_be_advertised_prefix(route: Route) -> bool:

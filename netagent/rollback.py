@@ -154,7 +154,7 @@ class Rollback:
 
 
 def _check_rule(op: Operation, view: View) -> None:
-    """Raise Refusal for a rule that cannot be added or removed now. A removal needs no more than others' rules need."""
+    """Raise Refusal for a rule that a request could not add now, or that another rule still needs."""
     if isinstance(op, RuleRemove):
         check_flush(op, view)
     else:

@@ -596,9 +596,10 @@ def test_forwarded_packets_keep_routes_through_a_gateway(lab: Lab, hop: str) -> 
     ops = [on_link(primary, "10.0.1.0/24"), rule("10.0.1.64/26", 9999 + primary)]
     forwarded = ["ip", "route", "get", "10.0.1.200", "from", "10.0.1.70", "iif", "eth0"]
     before = lab.run(forwarded).stdout
-    assert "10.0.1.128/25 or a part of it elsewhere" in refused(lab, *ops) or "10.0.1.0/24" in refused(lab, *ops)
+    assert "another program routes 10.0.1.0/24 or a part of it elsewhere" in refused(lab, *ops)
     with Wire(lab) as wire:
-        assert wire.apply(main_rule(), on_link(primary, "10.0.1.0/24"), rule("10.0.1.64/26", 9999 + primary, 31020))
+        answer = wire.apply(main_rule(), ops[0], rule("10.0.1.64/26", 9999 + primary, 31020))
+        assert answer["verdict"] == "applied", answer
     assert lab.run(forwarded).stdout == before
 
 
@@ -632,7 +633,6 @@ import socket, sys
 with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
     group = socket.inet_pton(socket.AF_INET6, sys.argv[1]) + socket.if_nametoindex("eth1").to_bytes(4, sys.byteorder)
     sock.setsockopt(socket.IPPROTO_IPV6, 27, group)  # IPV6_JOIN_ANYCAST
-    print("joined", flush=True)
     sys.stdin.read()
 """
 

@@ -26,6 +26,7 @@ from cloud_network.netagent.settings import Settings
 from cloud_network.netagent.view import Known, Snapshot, View
 
 LOCAL = (Rule(0, IPv4Network("0.0.0.0/0"), False, TABLE_LOCAL, False, False, rtnetlink.RTPROT_KERNEL),)
+ETH0 = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
 SUBNET6 = IPv6Interface("fd00:abc::5/64")
 
 
@@ -53,14 +54,13 @@ def rules_for(lengths: range, first: str) -> list[RuleAdd]:
 @pytest.mark.exhaustive
 def test_many_ranges_do_not_delay_rules_around_them() -> None:
     """With a list of all ranges for each rule, the check took 35 s."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     address = Address(2, IPv4Address("10.88.0.1"), 16, 0, PROTOCOL)
     hosts = range(int(IPv4Address("10.88.0.4")), int(IPv4Address("10.88.31.68")))
     routes = [
         Route(TABLE_LOCAL, IPv4Network(host), (NextHop(2, None),), rtnetlink.RTN_LOCAL, PROTOCOL, 0, None, False)
         for host in hosts
     ]
-    view = View(Snapshot((link,), (address,), tuple(routes), LOCAL, frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), (address,), tuple(routes), LOCAL, frozenset()), Settings(), Known())
     rules = rules_for(range(8, 20), "10.88.0.0")
     began = time.process_time()
     refused = request_policy.check_all(rules, view)
@@ -71,10 +71,9 @@ def test_many_ranges_do_not_delay_rules_around_them() -> None:
 @pytest.mark.exhaustive
 def test_many_subnets_do_not_delay_rules_for_the_network_around() -> None:
     """With a search of all subnets for each rule, the check took 56 s."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     first = int(IPv4Address("10.0.0.0"))
     addresses = tuple(Address(2, IPv4Address(first + 8 * at + 1), 30, 0, PROTOCOL) for at in range(8000))
-    view = View(Snapshot((link,), addresses, (), LOCAL, frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), addresses, (), LOCAL, frozenset()), Settings(), Known())
     rules = rules_for(range(8, 14), "10.0.0.0")
     began = time.process_time()
     refused = request_policy.check_all(rules, view)
@@ -85,12 +84,11 @@ def test_many_subnets_do_not_delay_rules_for_the_network_around() -> None:
 @pytest.mark.exhaustive
 def test_many_on_link_routes_do_not_delay_rules_that_come_between() -> None:
     """With a search of all of them after each new one, the check took 56 s, and a rollback waited for it."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     address = Address(2, IPv4Address("10.0.2.10"), 24, 0, PROTOCOL)
     subnets = [*IPv4Network("10.64.0.0/10").subnets(new_prefix=24)][:12048]
     hop, kind = (NextHop(2, None),), rtnetlink.RTN_UNICAST
     routes = tuple(Route(10001, each, hop, kind, PROTOCOL, 0, None, expires=False) for each in subnets[2048:])
-    view = View(Snapshot((link,), (address,), routes, LOCAL, frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), (address,), routes, LOCAL, frozenset()), Settings(), Known())
     ranges = IPv4Network("10.0.2.0/24").subnets(new_prefix=31)
     rules = [RuleAdd(priority, each, False, 10001, True, False) for each in ranges for priority in range(31000, 31016)]
     additions = [RouteReplace(10001, 2, each, None) for each in subnets[: len(rules)]]
@@ -101,11 +99,10 @@ def test_many_on_link_routes_do_not_delay_rules_that_come_between() -> None:
 
 
 def test_a_check_that_takes_too_long_refuses_the_other_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     ops = [AddressAdd(2, IPv4Interface(f"10.0.2.{host}/32"), False) for host in (10, 11, 12)]
     times = iter((0.0, 1.0, 10.0, 10.1))
     monkeypatch.setattr(request_policy, "process_time", lambda: next(times))
-    view = View(Snapshot((link,), (), (), LOCAL, frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), (), (), LOCAL, frozenset()), Settings(), Known())
     (refused,) = request_policy.check_all(ops, view)
     assert (refused.position, refused.reason[:47]) == (2, "the check of the request takes longer than 10 s")
 
@@ -113,7 +110,6 @@ def test_a_check_that_takes_too_long_refuses_the_other_operations(monkeypatch: p
 @pytest.mark.exhaustive
 def test_a_repeated_removal_does_not_delay_root() -> None:
     """Each check of a rule for main asks all 8,000 rules whether they need it: together, 84 s."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     first, everything = int(IPv4Address("10.0.0.10")), IPv4Network("0.0.0.0/0")
     addresses = tuple(Address(2, IPv4Address(first + at), 32, 0, PROTOCOL) for at in range(4000))
     rules = [
@@ -122,7 +118,7 @@ def test_a_repeated_removal_does_not_delay_root() -> None:
         for each in addresses
     ]
     main = Rule(31010, everything, False, 254, True, False, PROTOCOL)
-    view = View(Snapshot((link,), addresses, (), (*LOCAL, main, *rules[:-1]), frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), addresses, (), (*LOCAL, main, *rules[:-1]), frozenset()), Settings(), Known())
     removal = RuleRemove(31010, everything, False, 254, True, False)
     began = time.process_time()
     refused = request_policy.check_all([removal] * MAX_OPS, view)
@@ -134,12 +130,11 @@ def test_a_repeated_removal_does_not_delay_root() -> None:
 @pytest.mark.parametrize("length", [64, 44])
 def test_many_advertised_prefixes_delay_no_request(length: int) -> None:
     """A neighbour can advertise thousands in a second. With a search of all of them, a check took minutes."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     first, hop = int(IPv6Address("fd60::")), (NextHop(2, None),)
     prefixes = (IPv6Network((first + (at << 64), 64)) for at in range(20000))
     kernel = rtnetlink.RTN_UNICAST, rtnetlink.RTPROT_KERNEL
     routes = tuple(Route(254, prefix, hop, *kernel, 256, None, expires=True) for prefix in prefixes)
-    view = View(Snapshot((link,), (), routes, LOCAL, frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), (), routes, LOCAL, frozenset()), Settings(), Known())
     others = int(IPv6Address("fd60:0:0:8000::9" if length == 64 else "fd60::8000:0:0:0:9"))
     ops = [AddressAdd(2, IPv6Interface((others + (at << 64), length)), True) for at in range(MAX_OPS // 2)]
     began = time.process_time()
@@ -153,8 +148,7 @@ def test_many_addresses_do_not_delay_a_rollback() -> None:
     """With a search of all addresses for each, the rollback took 28 s."""
     first = int(IPv4Address("10.0.0.0"))
     addresses = [Address(2, IPv4Address(first + at), 32, 0, PROTOCOL) for at in range(1, 12000)]
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
-    view = View(Snapshot((link,), tuple(addresses), (), LOCAL, frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), tuple(addresses), (), LOCAL, frozenset()), Settings(), Known())
     state = rollback.RollbackState(view, {}, set(), all_applied=True)
     began = time.process_time()
     for at in range(MAX_OPS):
@@ -167,7 +161,6 @@ def test_many_addresses_do_not_delay_a_rollback() -> None:
 @pytest.mark.exhaustive
 def test_many_wider_rules_do_not_delay_a_rollback_of_ranges() -> None:
     """With a look at all rules around each range, the rollback took minutes, and systemd ended each start of it."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     subnet = Address(2, IPv6Address("fd00:1:2::1:0"), 48, 0, PROTOCOL)
     rules = [
         Rule(priority, IPv6Network(f"fd00:1:2::/{length}"), False, table, True, False, PROTOCOL)
@@ -178,7 +171,7 @@ def test_many_wider_rules_do_not_delay_a_rollback_of_ranges() -> None:
     ranges = [IPv6Network(int(IPv6Address("fd00:1:2::")) + host) for host in range(1, 1001)]
     hop = (NextHop(2, None),)
     routes = [Route(TABLE_LOCAL, each, hop, rtnetlink.RTN_LOCAL, PROTOCOL, 0, None, expires=False) for each in ranges]
-    view = View(Snapshot((link,), (subnet,), tuple(routes), tuple(rules), frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), (subnet,), tuple(routes), tuple(rules), frozenset()), Settings(), Known())
     removals = [RouteRemove(TABLE_LOCAL, 2, each, None) for each in ranges]
     places = {(each.table, each.destination) for each in removals}
     state = rollback.RollbackState(view, {}, places, all_applied=True)
@@ -191,10 +184,9 @@ def test_many_wider_rules_do_not_delay_a_rollback_of_ranges() -> None:
 
 def test_an_address_that_was_not_restored_keeps_no_routes() -> None:
     """Without it, the kernel would remove another program's route with the link's only address."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     added, former = IPv4Interface("10.0.3.10/24"), AddressAdd(2, IPv4Interface("10.0.2.10/24"), True)
     static = Route(254, IPv4Network("10.99.0.0/16"), (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 0, None, False)
-    snapshot = Snapshot((link,), (Address(2, added.ip, 24, 0, PROTOCOL),), (static,), LOCAL, frozenset())
+    snapshot = Snapshot((ETH0,), (Address(2, added.ip, 24, 0, PROTOCOL),), (static,), LOCAL, frozenset())
     state = rollback.RollbackState(View(snapshot, Settings(), Known()), {}, set(), all_applied=True)
     removal = AddressRemove(2, added)
     assert "10.99.0.0/16" in (state.obstacle(removal) or "")
@@ -207,11 +199,10 @@ def test_an_address_that_was_not_restored_keeps_no_routes() -> None:
 @pytest.mark.parametrize("op", [AddressAdd(2, SUBNET6, True), AddressRemove(2, SUBNET6)])
 def test_an_ipv6_prefix_route_in_the_table_of_a_vrf_stays(op: AddressAdd | AddressRemove) -> None:
     """For a member of a VRF, the kernel searches the VRF's table for the connected route (l3mdev_fib_table)."""
-    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     owned = Address(2, SUBNET6.ip, 64, 0, PROTOCOL)
     prefix = Route(10, SUBNET6.network, (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 256, None, False)
     there = (owned,) if isinstance(op, AddressRemove) else ()
-    view = View(Snapshot((link,), there, (prefix,), (), frozenset()), Settings(), Known())
+    view = View(Snapshot((ETH0,), there, (prefix,), (), frozenset()), Settings(), Known())
     (refused,) = request_policy.check_all([op], view)
     assert "fd00:abc::/64" in refused.reason
 
@@ -230,7 +221,6 @@ def test_an_address_from_dhcpv6_is_no_subnet() -> None:
 
 
 OLD = Address(2, IPv4Address("10.0.1.5"), 24, 0, None)  # Linux before 5.18: no address has a protocol
-ETH0 = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
 
 
 def refusals(before: Address, ops: Sequence[Operation], max_objects: int = 100) -> list[str]:
