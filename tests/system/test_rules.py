@@ -141,6 +141,51 @@ def test_known_transparent_proxy_counts_as_this_host(rules: str, by: int) -> Non
         assert {(lost.mac, lost.source) for lost in lab.lost()} == {(lab.nics[by].mac, spoofed)}
 
 
+REVERSE_PATH_CHECK = """
+table inet firewall {
+  chain prerouting {
+    type filter hook prerouting priority filter; policy accept;
+    iifname "eth*" fib saddr . iif oif missing drop
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("rules", "passes"), [("aggregate", False), ("address", True)])
+def test_known_reverse_path_check_drops_forwarded_packets(rules: str, passes: bool) -> None:
+    """The firewall looks up the way back for `iif lo`: an answer on eth0 to a neighbour should have come by eth1."""
+    with running_lab(SPEC, rules_config(rules), "netagent", "fetcher") as lab:
+        make_nat_gateway(lab)
+        assert neighbour_reaches_outside(lab)
+        lab.run(["nft", "-f", "-"], stdin=REVERSE_PATH_CHECK)
+        assert neighbour_reaches_outside(lab) == passes
+
+
+REJECT = """
+table inet firewall {
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    counter reject with tcp reset
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("rules", "is_lost"), [("aggregate", True), ("address", False)])
+def test_known_reset_for_a_neighbour_counts_as_this_host(rules: str, is_lost: bool) -> None:
+    """A firewall's TCP reset has the neighbour's address, and leaves by eth1, not by the link to the client."""
+    with running_lab(SPEC, rules_config(rules), "netagent", "fetcher") as lab:
+        namespace, neighbour = lab.neighbours[0], neighbour_address(lab.nics[1].subnet)
+        lab.run(["tee", "/proc/sys/net/ipv4/ip_forward"], stdin="1")
+        lab.run(["nft", "-f", "-"], stdin=REJECT)
+        namespace.batch([f"route replace {neighbour}/32 via {lab.nics[0].addresses[0]}"])
+        lab.fabric.register_address(lab.nics[0], neighbour)
+        lab.reach.probe({namespace: [(neighbour, None)]}, 1.5)
+        assert lab.run(["nft", "list", "chain", "inet", "firewall", "forward"]).stdout.count("packets 0 ") == 0
+        lost = {(lost.mac, lost.source) for lost in lab.lost()}
+        assert lost == ({(lab.nics[1].mac, neighbour)} if is_lost else set())
+
+
 def test_foreign_address_splits_the_aggregate_rule() -> None:
     """A later address in the prefix, on any link: a kernel event reports it."""
     with running_lab(SPEC) as lab:
