@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -130,23 +131,22 @@ class Audit:
         entry: Message,
         ops: Sequence[Message] = (),
         remaining: Sequence[Message] | None = None,
-        counts: Message | None = None,
+        counts: Counter[str] | None = None,
     ) -> None:
         """Append an entry, in as many lines as its operations and those that were not undone (`remaining`) need.
 
-        Only the first line has `counts`. Raises OSError if a line could not be written.
+        Only the first line has `counts`, which are cleared then. Raises OSError if a line could not be written.
         """
         parts = [{"ops": part} for part in _parts(ops, OPS_PER_LINE)]
         if remaining and _weight(ops) / OPS_PER_LINE + _weight(remaining) / REMAINING_PER_LINE > 1:
             parts += [{"not_undone": part} for part in _parts(remaining, REMAINING_PER_LINE)]
         elif remaining is not None:
             entry = {**entry, "not_undone": remaining}
-        first = {**entry, **(counts or {})}
-        if len(parts) <= 1:
-            self._append({**first, **parts[0]} if parts else first)
-            return
-        for number, part in enumerate(parts, 1):
-            self._append({**(first if number == 1 else entry), "part": number, "parts": len(parts), **part})
+        for number, part in enumerate(parts or [{}], 1):
+            numbered = {"part": number, "parts": len(parts)} if len(parts) > 1 else {}
+            self._append({**entry, **(counts or {}), **numbered, **part})
+            if counts:
+                counts.clear()
 
     def _append(self, entry: Message) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import termios
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ NAME = "cloud-network-netagent"
 ALLOWED_CALLS: Mapping[str, str] = {
     "its files": "read write lseek openat close fstat newfstatat getdents64 readlink readlinkat ftruncate fchmod",
     "rename: rotation, and replacing the ledger": "rename renameat renameat2",
-    "open(): is the file a terminal? O_NONBLOCK": "ioctl fcntl",
+    "O_NONBLOCK": "fcntl",
     "the loop": "poll ppoll select pselect6 clock_gettime clock_nanosleep restart_syscall",
     "the end of the client's process": "pidfd_open",
     "a limit on closing what a client passes": "setitimer",
@@ -30,6 +31,12 @@ ALLOWED_CALLS: Mapping[str, str] = {
     "signals, and the end": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getpid gettid exit exit_group",
 }
 """Reason -> system calls. netagent can open no socket, connect to nothing, start no process and not change its user."""
+ALLOWED_IOCTLS: Mapping[str, int] = {
+    "open(): is the file a terminal?": termios.TCGETS,
+    "a socket's timeout": termios.FIONBIO,
+    "a descriptor is not inherited": termios.FIOCLEX,
+}
+"""Reason -> request of ioctl. In a terminal, TIOCSTI would type for the user who started netagent there."""
 LIMITS = {RLIMIT_AS: 512 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}
 CAP_NET_ADMIN_BIT = 1 << 12
 
@@ -39,7 +46,7 @@ LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH = 1, 1
 LANDLOCK_ACCESS_FS_EXECUTE, LANDLOCK_ACCESS_FS_WRITE_FILE = 1 << 0, 1 << 1
 LANDLOCK_ACCESS_FS_REMOVE_AND_MAKE = 0x1FF0  # REMOVE_DIR, REMOVE_FILE, MAKE_CHAR ... MAKE_SYM
 LANDLOCK_ACCESS_FS_REFER, LANDLOCK_ACCESS_FS_TRUNCATE = 1 << 13, 1 << 14  # ABI 2, ABI 3
-SCMP_ACT_ALLOW, SCMP_ACT_ERRNO_EPERM = 0x7FFF0000, 0x00050001
+SCMP_ACT_ALLOW, SCMP_ACT_ERRNO_EPERM, SCMP_CMP_MASKED_EQ = 0x7FFF0000, 0x00050001, 7
 
 
 class SandboxError(Exception):
@@ -57,6 +64,17 @@ class LandlockPathBeneathAttr(ctypes.Structure):
 
     _pack_ = 1
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+class ScmpArgCmp(ctypes.Structure):
+    """struct scmp_arg_cmp: a comparison with the argument of a system call at the position `arg`."""
+
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("datum_a", ctypes.c_uint64),
+        ("datum_b", ctypes.c_uint64),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +186,21 @@ def _require(result: int, what: str) -> None:
 
 
 def restrict_calls() -> None:
-    """Install the seccomp filter: calls not in ALLOWED_CALLS fail with EPERM; those of another architecture kill."""
+    """Install the seccomp filter: calls that are not allowed fail with EPERM; those of another architecture kill."""
     library = _libseccomp()
     context = ctypes.c_void_p(library.seccomp_init(SCMP_ACT_ERRNO_EPERM))
-    for name in " ".join(ALLOWED_CALLS.values()).split():
+
+    def allow(name: str, *conditions: ScmpArgCmp) -> None:
         number = library.seccomp_syscall_resolve_name(name.encode())  # negative if this architecture has no such call
-        result = library.seccomp_rule_add_array(context, SCMP_ACT_ALLOW, number, 0, None)
+        array = (ScmpArgCmp * len(conditions))(*conditions)
+        result = library.seccomp_rule_add_array(context, SCMP_ACT_ALLOW, number, len(conditions), array)
         if result < 0:
             raise SandboxError(f"seccomp_rule_add {name}: {os.strerror(-result)}")
+
+    for name in " ".join(ALLOWED_CALLS.values()).split():
+        allow(name)
+    for request in ALLOWED_IOCTLS.values():  # the kernel ignores the upper half of the argument
+        allow("ioctl", ScmpArgCmp(1, SCMP_CMP_MASKED_EQ, 0xFFFFFFFF, request))
     result = library.seccomp_load(context)
     if result < 0:
         raise SandboxError(f"seccomp_load: {os.strerror(-result)}; netagent does not start without it")
@@ -192,7 +217,7 @@ def _libseccomp() -> ctypes.CDLL:
         ctypes.c_uint32,
         ctypes.c_int,
         ctypes.c_uint,
-        ctypes.c_void_p,
+        ctypes.POINTER(ScmpArgCmp),
     )
     library.seccomp_rule_add_array.restype = ctypes.c_int
     library.seccomp_load.argtypes = (ctypes.c_void_p,)

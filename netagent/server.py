@@ -294,7 +294,6 @@ class Server:
         try:
             not_undone = None if remaining is None else [each.to_wire() for each in remaining]
             self._audit.write({"peer": peer, **entry}, ops, not_undone, self._counts)
-            self._counts.clear()
         except OSError as error:
             self._counts["entries_not_written"] += 1
             reason = f"the audit log cannot be written: {error}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv6Network
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import pytest
 from cloud_network.netagent import audit
@@ -144,8 +146,21 @@ def test_large_tables_of_marks_are_logged_in_journal_sized_lines(tmp_path: Path)
 
 def test_only_the_first_of_several_lines_has_the_counts(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
-    audit.Audit(path, "0" * 36).write({"request": "apply"}, [{"op": "link_up"}] * 500, counts={"checks": 3})
+    audit.Audit(path, "0" * 36).write({"request": "apply"}, [{"op": "link_up"}] * 500, counts=Counter(checks=3))
     assert [json.loads(line).get("checks") for line in path.read_text().splitlines()] == [3, None, None]
+
+
+def test_counts_are_written_once_if_the_second_line_fails(tmp_path: Path) -> None:
+    path, counts, limits = tmp_path / "audit.log", Counter(checks=3), getrlimit(RLIMIT_FSIZE)
+    log = audit.Audit(path, "0" * 36)
+    setrlimit(RLIMIT_FSIZE, (5000, limits[1]))  # bytes of a file: enough for one line
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            log.write({"request": "apply"}, [{"op": "link_up"}] * 300, counts=counts)
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    log.write({"request": "apply"}, counts=counts)
+    assert [json.loads(line).get("checks") for line in path.read_text().splitlines()] == [3, None]
 
 
 WITHOUT_JOURNAL = """

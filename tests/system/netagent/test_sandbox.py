@@ -13,7 +13,7 @@ import pytest
 from tests.lab import Lab
 
 INSIDE = """
-import ctypes, errno, mmap, os, pathlib, socket, sys
+import ctypes, errno, fcntl, mmap, os, pathlib, socket, sys, termios
 from cloud_network.netagent import sandbox
 home = sys.argv[1]
 os.mkdir(home + "/mine"); os.mkdir(home + "/other")
@@ -22,6 +22,9 @@ page.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid of i386); i
 there = ctypes.addressof(ctypes.c_char.from_buffer(page))
 libc = ctypes.CDLL(None, use_errno=True)
 opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+os.setsid()
+_, name = os.openpty()
+terminal = os.open(os.ttyname(name), os.O_RDWR)  # the controlling terminal of a process without one
 sandbox.limit()
 sandbox.restrict_files([pathlib.Path(home + "/mine")])
 sandbox.restrict_calls()
@@ -36,6 +39,8 @@ tries = {
     "unix socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
     "netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
     "read": lambda: open("/etc/hostname").read(),
+    "timeout": lambda: opened.settimeout(1),
+    "type into the terminal": lambda: fcntl.ioctl(terminal, termios.TIOCSTI, b"x"),
     "write another": lambda: open(home + "/other/file", "w"),
     "inet socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
     "packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
@@ -87,11 +92,11 @@ def inside(home: Path, *also: str) -> tuple[int, dict[str, str]]:
 def test_actions_inside_the_sandbox(tmp_path: Path) -> None:
     status, results = inside(tmp_path)
     assert status == 0
-    allowed = ("write its own", "replace its own", "read", "the end")
+    allowed = ("write its own", "replace its own", "read", "timeout", "the end")
     assert {name: results.pop(name) for name in allowed} == dict.fromkeys(allowed, "allowed")
     assert results.pop("memory") == "MemoryError"
     assert results.pop("write another") == "EACCES"  # refused by Landlock
-    assert len(results) == 13
+    assert len(results) == 14
     assert set(results.values()) == {"EPERM"}, (
         results
     )  # seccomp's error; without the filter they succeed or fail with another
