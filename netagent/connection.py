@@ -29,7 +29,7 @@ CLOSE_SECONDS = 1.0
 ROOT_SECONDS = 1.0
 """Limit for root to send its credentials after connecting. Meanwhile other clients are served."""
 MAX_WAITING = 16  # connections of uid 0 without credentials yet
-_CREDENTIALS_SPACE = socket.CMSG_LEN(UCRED.size)  # for SCM_CREDENTIALS, but not for passed files
+_CREDENTIALS_SPACE = socket.CMSG_LEN(UCRED.size)  # for SCM_CREDENTIALS; passed files would not fit
 
 
 class HungUp(Exception):

@@ -138,7 +138,8 @@ class Rollback:
             pending, refused = split_by_policy(left, _check_rule, view)
             return [*pending], refused
 
-        return self._read(split) or ([], [failure(op, None) for op in rules])
+        found = self._read(split)
+        return found if found is not None else ([], [failure(op, None) for op in rules])
 
     def _state(self, ops: Sequence[Change]) -> RollbackState | None:
         """Return the kernel's state for a rollback; None if it cannot be read."""
@@ -246,7 +247,7 @@ class RollbackState:
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
-                if (there := self._there(op)) is not None and not self._was_never_removed(there):
+                if (found := self._address_in_the_way(op)) is not None and not self._was_never_removed(found):
                     return "another program has added the address"
                 if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
                     return "another link has the address now"
@@ -324,7 +325,7 @@ class RollbackState:
             return refusal.reason
         return None
 
-    def _there(self, op: AddressAdd) -> Address | None:
+    def _address_in_the_way(self, op: AddressAdd) -> Address | None:
         """Return the link's address that prevents this addition: with IPv4, an owned one may have another length."""
         addresses = self._view.addresses
         if (equal := addresses.get(op.link, op.interface)) is not None:

@@ -37,7 +37,7 @@ class Rules:
         self._changed = set[RuleRemove]()  # owned rules that this request adds or removes
         self._main: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see is_main_rule
         self._local: dict[int, set[int]] = defaultdict(set)  # the same, of other programs' rules for table local
-        self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
+        self._gotos: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self._marks_of_others: list[Rule] = []  # other programs' rules that select by mark
         self._by_network: NetworkIndex[RuleRemove] | None = None  # built when it is needed: see overlapping
         for rule in rules:
@@ -45,7 +45,7 @@ class Rules:
 
     def _read(self, rule: Rule) -> None:
         if rule.goto is not None:
-            self._jumps[rule.selector.version].append((rule.priority, rule.goto))
+            self._gotos[rule.selector.version].append((rule.priority, rule.goto))
         if rule.protocol == PROTOCOL and not rule.narrowed:
             self.add(rule)
             return
@@ -93,8 +93,8 @@ class Rules:
 
         A goto rule may skip a rule between its own priority and its target.
         """
-        jumps = self._jumps[version]
-        return any(each < before and not any(jump <= each < target for jump, target in jumps) for each in priorities)
+        gotos = self._gotos[version]
+        return any(each < before and not any(goto <= each < target for goto, target in gotos) for each in priorities)
 
     def other_use(self, mark: int, mask: int) -> Rule | None:
         """Return another program's rule for packets whose mark may be `mark` under `mask`, also an inverted rule."""

@@ -52,19 +52,19 @@ class RoutesAtRisk:
     by_source: Mapping[IPAddress, Route]  # by preferred source
     by_link: Mapping[int, Route]  # IPv4 routes, by link
     by_prefix: Mapping[tuple[int, IPNetwork], Route]  # IPv6 routes, by link and prefix: see is_prefix_route
-    instead: Mapping[tuple[int, IPNetwork], Route]  # the same for any metric, if the kernel's own route is missing
+    by_unconnected_prefix: Mapping[tuple[int, IPNetwork], Route]  # the same, if the kernel has no route
 
 
 def find_routes_at_risk(routes: Iterable[Route], addresses: Iterable[Address]) -> RoutesAtRisk:
     """Return those of the foreign `routes` that the kernel may remove with an address."""
     by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
-    by_prefix, instead = dict[tuple[int, IPNetwork], Route](), dict[tuple[int, IPNetwork], Route]()
+    by_prefix, unconnected = dict[tuple[int, IPNetwork], Route](), dict[tuple[int, IPNetwork], Route]()
     connected = set[tuple[int, IPNetwork]]()
     subnets = subnets_of(addresses)
     for route in routes:
         on_link = [(hop.link, route.destination) for hop in route.hops if hop.gateway is None]
         if is_prefix_route(route):
-            instead.update(dict.fromkeys(on_link, route))
+            unconnected.update(dict.fromkeys(on_link, route))
             if route.metric <= IP6_RT_PRIO_ADDRCONF:
                 by_prefix.update(dict.fromkeys(on_link, route))
         elif route.table != TABLE_LOCAL:
@@ -75,8 +75,8 @@ def find_routes_at_risk(routes: Iterable[Route], addresses: Iterable[Address]) -
             by_source[route.source] = route
         if route.destination.version == 4:
             by_link.update({hop.link: route for hop in route.hops})
-    instead = {place: route for place, route in instead.items() if place not in connected}
-    return RoutesAtRisk(by_source, by_link, by_prefix, instead)
+    unconnected = {place: route for place, route in unconnected.items() if place not in connected}
+    return RoutesAtRisk(by_source, by_link, by_prefix, unconnected)
 
 
 def is_prefix_route(route: Route) -> bool:
@@ -104,7 +104,7 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: RoutesAt
         found = routes.by_link.get(address.link)
     if found is None and address.ip.version == 6 and not address.flags & rtnetlink.IFA_F_NOPREFIXROUTE:
         place = address.link, address.network
-        found = routes.by_prefix.get(place) or routes.instead.get(place)
+        found = routes.by_prefix.get(place) or routes.by_unconnected_prefix.get(place)
     return found
 
 

@@ -103,9 +103,9 @@ class Transaction:
         if failed is None:
             self._is_applied = True
             return Outcome(sent)
-        done = [each for errno, each in zip(sent, inverses[: len(sent)], strict=True) if errno in (0, None)]
+        to_undo = [each for errno, each in zip(sent, inverses[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
-        return Outcome(errnos, failed, self._undo([*reversed(done), *lost_routes]))
+        return Outcome(errnos, failed, self._undo([*reversed(to_undo), *lost_routes]))
 
     def roll_back(self) -> tuple[Remaining, ...]:
         """Undo the open transaction. Returns the operations that could not be undone, normally none."""
