@@ -107,6 +107,15 @@ def test_a_check_that_takes_too_long_refuses_the_other_operations(monkeypatch: p
     assert (refused.position, refused.reason[:47]) == (2, "the check of the request takes longer than 10 s")
 
 
+def test_a_search_for_orphans_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((0.0, 1.0, 10.1))
+    monkeypatch.setattr(request_policy, "process_time", lambda: next(times))
+    address = Address(2, IPv4Address("10.0.2.10"), 32, 0, PROTOCOL)
+    view = View(Snapshot((ETH0,), (address,), (), LOCAL, frozenset()), Settings(), Known())
+    (refused,) = request_policy.check_all([AddressRemove(2, IPv4Interface("10.0.2.10/32"))], view)
+    assert (refused.position, refused.reason[:47]) == (0, "the check of the request takes longer than 10 s")
+
+
 @pytest.mark.exhaustive
 def test_a_repeated_removal_does_not_delay_root() -> None:
     """Each check of a rule for main asks all 8,000 rules whether they need it: together, 84 s."""
