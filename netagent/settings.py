@@ -10,7 +10,7 @@ import os
 import stat
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from socket import inet_aton
@@ -75,7 +75,8 @@ def load(path: Path = PATH) -> Settings:
                 values[key.field] = key.read(value)
             except ValueError as error:
                 raise SettingsError(f"{path}: [{section}] {name} = {excerpt(value)!r}: {error}") from None
-    return Settings(**{field: value for field, value in values.items() if field in Settings.__slots__})
+    used = {field.name for field in fields(Settings)}
+    return Settings(**{field: value for field, value in values.items() if field in used})
 
 
 def _document(path: Path) -> dict[str, Any]:
