@@ -33,9 +33,9 @@ def conflict(
     cloud, an on-link route of this link, the equal subnet of another link, and a route that is wider than a learned
     subnet that contains `network`.
     """
-    own = [subnet for subnet in learned if contains(subnet, network)]
+    around = [subnet for subnet in learned if contains(subnet, network)]
     for hop in hops:
-        if is_too_wide(hop.destination, own) or is_wide_link_local(hop.destination, network):
+        if is_too_wide(hop.destination, around) or is_wide_link_local(hop.destination, network):
             continue
         if _leads_elsewhere(hop, network, link):
             return hop

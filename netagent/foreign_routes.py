@@ -208,10 +208,10 @@ class ForeignRoutes:
 
     def tunnels_to(self, link: int, network: IPNetwork) -> set[int]:
         """Return the tunnels through which other programs route all of `network`, as specifically as `link` has it."""
-        own = list(self._networks.learned.containing(link, network))
+        learned = list(self._networks.learned.containing(link, network))
         around = (each for each in self.hops(network) if contains(each.destination, network))
         others = (each for each in around if not (each.by_cloud or each.discards))
-        links = {each.link for each in others if not is_too_wide(each.destination, own)} - self._links.cloud
+        links = {each.link for each in others if not is_too_wide(each.destination, learned)} - self._links.cloud
         return {each for each in links if not self._links.may_have_cloud_addresses(each)}
 
     # Single routes.
@@ -252,9 +252,9 @@ class ForeignRoutes:
     def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
         """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
         yield from (other for _, other in self._networks.subnets.elsewhere(link, network))
-        own = list(self._networks.learned.containing(link, network))
+        learned = list(self._networks.learned.containing(link, network))
         for _, route in self._routes.overlapping(network):
-            if not is_too_wide(route.destination, own):
+            if not is_too_wide(route.destination, learned):
                 yield from (hop.link for hop in route.hops if hop.link != link and _puts_on_link(route, hop))
 
 

@@ -348,9 +348,9 @@ def lost_with_address(address: Address, view: View) -> str | None:
 
 def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
     """Return the owned route to replace, or None. Raises Refusal for a foreign table or route."""
-    own = view.own_tables(op.link)
-    if op.table not in (*own, TABLE_LOCAL):
-        raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
+    tables = view.own_tables(op.link)
+    if op.table not in (*tables, TABLE_LOCAL):
+        raise Refusal(f"table {op.table} is not the link's own, {tables[0]} or {tables[1]}")
     if view.foreign.has(op.table, op.destination):
         raise Refusal(f"cloud-network did not add the route to {op.destination} in table {op.table}")
     return view.own_routes.get((op.table, op.destination))
