@@ -21,12 +21,13 @@ def network_of(address: Address) -> IPNetwork | None:
 
 
 class Addresses:
-    """The addresses by link, by address and by network. `owned` are those of the ledger."""
+    """The addresses by link, by address and by network."""
 
-    def __init__(self, addresses: Iterable[Address], owned: OwnedAddresses) -> None:
+    def __init__(self, addresses: Iterable[Address], owned: OwnedAddresses | None) -> None:
+        """`owned` are those of the ledger; None if the kernel has IFA_PROTO."""
         there = list(addresses)
-        self.tagged = any(address.protocol is not None for address in there)  # Linux 5.18: the kernel has IFA_PROTO
-        self._owned = owned
+        self.tagged = owned is None or any(address.protocol is not None for address in there)
+        self._owned = owned or frozenset()
         self._all: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from errno import EAFNOSUPPORT, EOPNOTSUPP
 from itertools import groupby
+from time import monotonic, sleep
 from typing import TypeVar
 
 from . import rtnetlink
+from .claims import is_single
 from .netfilter import Netfilter
 from .operations import (
     TABLE_LOCAL,
@@ -21,6 +23,7 @@ from .operations import (
     ForwardedReplies,
     IPAddress,
     LinkMark,
+    LinkUp,
     RouteRemove,
     RouteReplace,
 )
@@ -41,7 +44,11 @@ from .rtnetlink import (
 
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET_STRICT_CHK = 1, 2, 5, 12
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
-_BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_BATCH = 128  # messages per send()
+_RECEIVE_BUFFER = 1 << 18  # bytes, for the acknowledgements of a batch, which need less than 1 KiB each
+_JOIN_SECONDS = 1.0
+"""Limit of the wait for the kernel's work on new IPv6 addresses, before they are removed."""
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
 ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV6_ROUTE}
 """Multicast group of the routes of each family."""
@@ -67,6 +74,8 @@ class Kernel:
         # The kernel has answered when send() returns. An answer that cannot be read then was lost, so a read never
         # has to wait, and ENOBUFS gives no further information.
         self._socket.setblocking(False)
+        with contextlib.suppress(OSError):  # EPERM, if CAP_NET_ADMIN is that of a user namespace
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         # A netagent that was killed may have joined these, and left answers with the same sequence numbers.
@@ -246,13 +255,40 @@ class Kernel:
         back every operation that was sent and is not known to have failed.
         """
         results: list[int | None] = [None] * len(ops)
+        may_wait = True
         for start, part in _batches(ops):
+            may_wait = may_wait and self._wait_for_groups(part)
             with contextlib.suppress(OSError):  # the errno of an unacknowledged operation stays None
                 self._change_batch(part, start, results)
             end = start + len(part)
             if stop and any(errno != 0 for errno in results[start:end]):
                 return results[:end]
         return results
+
+    def _wait_for_groups(self, part: Sequence[Change]) -> bool:
+        """Wait until the kernel has joined the multicast groups of the IPv6 addresses that `part` removes.
+
+        It joins the group of a new address a moment later (addrconf_dad_work), and adds the address's route of type
+        local then. If the address is removed before, it leaves the group all the same: an address of another program
+        with the same last 24 bits would lose the group, and neighbours would no longer find that address (RFC 4291,
+        section 2.7.1). Returns False if some have no route after _JOIN_SECONDS, as kept ones of a link that is down.
+        """
+        removals = [op for op in part if isinstance(op, AddressRemove) and op.interface.version == 6]
+        waiting, end = {(op.link, op.interface.ip) for op in removals}, monotonic() + _JOIN_SECONDS
+        while waiting and monotonic() < end:
+            with contextlib.suppress(OSError, MemoryError):
+                waiting -= self._joined()
+            if waiting:
+                sleep(0.001)
+        return not waiting
+
+    def _joined(self) -> set[tuple[int, IPAddress]]:
+        """Return the link and the address of the kernel's IPv6 routes of type local, from table local or of a VRF."""
+        kind, protocol = rtnetlink.RTN_LOCAL, rtnetlink.RTPROT_KERNEL
+        header = rtnetlink.RTMSG.pack(socket.AF_INET6, 0, 0, 0, 0, protocol, 0, kind, 0)
+        dump = self._dump(rtnetlink.RTM_GETROUTE, header, rtnetlink.decode_route)
+        routes = [route for route in dump if route is not None and is_single(route.destination)]
+        return {(route.hops[0].link, route.destination.network_address) for route in routes}
 
     def _change_batch(self, part: Sequence[Change], start: int, results: list[int | None]) -> None:
         """Send one batch and put the errnos into `results`."""
@@ -280,7 +316,8 @@ def parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
     """Yield parts of `ops`, in which no address or local range is removed or replaced after one was added.
 
     With one that could not be added, the removal of another could remove routes of other programs, or leave a rule
-    without its address. So the answer to the addition must be known before.
+    without its address. So the answer to the addition must be known before. Nor is an address removed after a link was
+    set up: see Kernel._wait_for_groups.
     """
     start, has_addition = 0, False
     for at, op in enumerate(ops):
@@ -288,7 +325,8 @@ def parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
         if has_addition and (is_range or isinstance(op, AddressRemove)):
             yield ops[start:at]
             start, has_addition = at, False
-        has_addition = has_addition or isinstance(op, AddressAdd) or (is_range and isinstance(op, RouteReplace))
+        is_addition = isinstance(op, AddressAdd | LinkUp) or (is_range and isinstance(op, RouteReplace))
+        has_addition = has_addition or is_addition
     yield ops[start:]
 
 

@@ -323,11 +323,6 @@ def check_address_remove(op: AddressRemove, view: View) -> Change:
         raise Refusal(f"the link has no {op.interface}")
     if not view.addresses.owns(address):
         raise Refusal(f"cloud-network did not add {op.interface}")
-    if op.interface.version == 6 and (op.link, op.interface) in view.added:
-        # The kernel joins the multicast group of an address (solicited-node, RFC 4291, 2.7.1) some time after it has
-        # added the address, and leaves it at the removal: without the former, an address of another program in the
-        # same group would lose it, and neighbours would no longer find that address.
-        raise Refusal(f"the request has added {op.interface}; remove it in another one")
     if reason := lost_with_address(address, view):
         raise Refusal(reason)
     view.remove_address(address)

@@ -209,7 +209,8 @@ class Server:
         for version in snapshot.incomplete_families():
             reason = "one with over 1,000 next hops ends the list; remove it: ip route del DESTINATION"
             raise DumpError(f"the kernel does not list all IPv{version} routes: {reason}")
-        known = Known(self._resolvers(), entry.owned, frozenset(entry.gateways))
+        owned = None if protocol.MARKS_ADDRESSES else entry.owned
+        known = Known(self._resolvers(), owned, frozenset(entry.gateways))
         return View(snapshot, self._settings, known)
 
     def _resolvers(self) -> frozenset[IPAddress]:

@@ -8,8 +8,9 @@ and are reported. So is what must not be added again: the host or the configurat
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from .addresses import OwnedAddresses
@@ -156,7 +157,20 @@ class Transaction:
         entry = self._ledger.entry
         kept = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressRemove)}
         lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
-        self._ledger.shorten(replace(entry, request=None, undo=(), links={}, owned=(entry.owned - lost) | kept))
+        owned = self._owned_without(lost) | kept
+        self._ledger.shorten(replace(entry, request=None, undo=(), links={}, owned=owned))
+
+    def _owned_without(self, lost: Set[tuple[int, IPAddress]]) -> OwnedAddresses:
+        """Return the owned addresses without lost ones; one that its link has with another prefix length stays owned.
+
+        If the kernel cannot be read, that is forgotten, too: another program may have added it.
+        """
+        owned = self._ledger.entry.owned
+        left = set[tuple[int, IPAddress]]()
+        if owned & lost:
+            with contextlib.suppress(OSError, MemoryError):
+                left = {(each.link, each.ip) for each in self._kernel.addresses()}
+        return owned - (lost - left)
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
         """Carry out removals, without an undo. Returns the errnos, and the removals that failed."""
@@ -168,5 +182,5 @@ class Transaction:
         }
         entry = self._ledger.entry
         if entry.owned & gone:
-            self._ledger.shorten(replace(entry, owned=entry.owned - gone))
+            self._ledger.shorten(replace(entry, owned=self._owned_without(gone)))
         return errnos, [failure(op, errno) for op, errno in failed]

@@ -60,7 +60,7 @@ class Known:
     """State outside the kernel: the host's resolvers, and the ledger's entries."""
 
     resolvers: frozenset[IPAddress] = frozenset()
-    owned: OwnedAddresses = frozenset()
+    owned: OwnedAddresses | None = frozenset()  # None if the kernel itself marks owned addresses
     former_gateways: frozenset[IPAddress] = frozenset()
 
 
@@ -91,7 +91,6 @@ class View:
         self._divided: dict[tuple[int, int], IPNetwork | None] = {}  # by link and IP version: see divided_network
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self.earlier_routes = Counter[int]()  # by link, owned routes in tables of an earlier RouteTableBase=
-        self.added = set[tuple[int, IPInterface]]()  # addresses that this request adds, by link
         self.changed_mtus = set[int]()  # links whose MTU this request changes
         self.marks, self.static_neighbours = snapshot.marks, snapshot.static_neighbours
         self._read_addresses(snapshot.addresses)
@@ -151,7 +150,6 @@ class View:
         if ip.version == 4 and any(True for _ in self.addresses.same_subnet(address)):
             address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the primary
         self.add_address(address)
-        self.added.add((link, interface))
 
     def remove_address(self, address: Address) -> None:
         """Forget an address, and the routes that the kernel removes with it."""

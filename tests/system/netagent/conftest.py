@@ -13,7 +13,7 @@ from tests.system.netagent.wire import CONFIG, Wire
 def start(lab: Lab) -> None:
     """Start netagent and wait until it answers."""
     lab.start("netagent")
-    lab.wait_for(lambda: answers(lab))
+    lab.wait_for(lambda: answers(lab), 30, "netagent to answer")
 
 
 def answers(lab: Lab) -> bool:

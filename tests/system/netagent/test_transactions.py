@@ -270,12 +270,46 @@ def test_rollback_keeps_a_foreign_address(lab: Lab, wire: Wire) -> None:
     assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout
 
 
-def test_an_ipv6_address_is_not_removed_by_the_request_that_adds_it(lab: Lab, wire: Wire) -> None:
-    """An address with the same last 24 bits would lose its multicast group, and neighbours would not find it."""
-    before, on, text = kernel_state(lab), ifindex(lab, "eth0"), "fd00:2::5/128"
-    steps = [address(on, text), address(on, text, "address_remove")]
-    assert "remove it in another one" in wire.apply(*steps)["reason"]
+def test_rollback_keeps_an_address_that_was_changed_without_ipv6(lab: Lab, wire: Wire) -> None:
+    """Then no other address shows that the kernel marks owned addresses: 127.0.0.1 has no protocol number."""
+    lab.run(["sysctl", "-qw", *(f"net.ipv6.conf.{name}.disable_ipv6=1" for name in ("all", "lo", "eth0", "eth1"))])
+    assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"), confirm_within=60, request="open")["done"] == 1
+    lab.batch(["address change 10.0.2.10/24 dev eth0"])  # removes the number
+    assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout
+
+
+@pytest.mark.parametrize("how", ["one request", "two requests", "rollback", "flush", "undo"])
+def test_a_removed_address_takes_no_multicast_group_along(lab: Lab, wire: Wire, how: str) -> None:
+    """An address with the same last 24 bits would lose its group, and neighbours would not find it.
+
+    The kernel joins the group a moment after the address is added. Here the removal comes at once, and several times.
+    """
+    on, other, text = ifindex(lab, "eth0"), ifindex(lab, "eth1"), "fd00:9::abcd:10/128"
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth1.disable_ipv6=1"])
+    lab.batch(["address add fd00:1::abcd:10/64 dev eth0 nodad"])
+    lab.wait_for(lambda: has_solicited_node_group(lab, "cd0010"), 5, "the group of another program's address")
+    before = kernel_state(lab)
+    add, remove = address(on, text), address(on, text, "address_remove")
+    adds = {"request": "apply", "ops": [add], "confirm_within": 0}
+    requests: dict[str, list[dict[str, object]]] = {
+        "one request": [{**adds, "ops": [add, remove]}],
+        "two requests": [adds, {**adds, "ops": [remove]}],
+        "rollback": [{**adds, "confirm_within": 60}, {"request": "rollback"}],
+        "flush": [adds, {"request": "flush"}],
+        "undo": [{**adds, "ops": [address(other, "fd00:8::1/128"), add]}],  # the kernel refuses the first
+    }
+    for _ in range(60):
+        answers = wire.ask_at_once(*({"id": "x", **each} for each in requests[how]))
+        assert "refused" not in {answer["verdict"] for answer in answers}, answers
+        assert has_solicited_node_group(lab, "cd0010")
     assert kernel_state(lab) == before
+
+
+def has_solicited_node_group(lab: Lab, last: str) -> bool:
+    """Return True if eth0 is in the multicast group of addresses with these last 24 bits (RFC 4291, 2.7.1)."""
+    groups = [line.split() for line in lab.run(["cat", "/proc/net/igmp6"]).stdout.splitlines()]
+    return any(words[1] == "eth0" and words[2] == f"ff0200000000000000000001ff{last}" for words in groups)
 
 
 def test_an_address_that_came_and_went_does_not_come_back(lab: Lab, wire: Wire) -> None:

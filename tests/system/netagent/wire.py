@@ -101,6 +101,12 @@ class Wire:
         self.send(**message)
         return self.answer()
 
+    def ask_at_once(self, *messages: dict[str, Any]) -> list[dict[str, Any]]:
+        """Send several requests together, and return their answers."""
+        bodies = [msgpack.packb(message) for message in messages]
+        self.socket.sendall(b"".join(protocol.HEADER.pack(len(body)) + body for body in bodies))
+        return [self.answer() for _ in bodies]
+
     def apply(self, *ops: dict[str, Any], confirm_within: int = 0, request: str = "test") -> dict[str, Any]:
         return self.ask(request="apply", id=request, ops=list(ops), confirm_within=confirm_within)
 

@@ -73,6 +73,16 @@ def apply(ledger: Ledger, kernel: DoingKernel, *ops: AddressAdd | AddressRemove)
     return transaction
 
 
+@pytest.mark.parametrize("left", [[Address(2, IP, 24, 0, None)], []])
+def test_a_flush_forgets_no_address_of_another_length(tmp_path: Path, left: list[Address]) -> None:
+    """An address that has lost its owner could not be removed any more."""
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.write(Entry(owned=frozenset({(2, IP)})))
+    kernel = DoingKernel(left)
+    Transaction(kernel, ledger, kernel.view).remove([AddressRemove(2, HOST)])
+    assert ledger.entry.owned == {(each.link, each.ip) for each in left}
+
+
 def test_address_added_and_removed_is_no_longer_owned(tmp_path: Path) -> None:
     """Otherwise a fetcher could remove the same address when DHCP adds it later."""
     ledger = Ledger(tmp_path / "ledger")
