@@ -95,7 +95,7 @@ class Netagent:
         try:
             self._socket.connect(path)
             if os.geteuid() == 0:
-                self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT)])
+                self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT_CREDENTIALS)])
             version, is_same = self._ask(Hello(protocol.VERSION), _version)
         except OSError as error:
             self.close()

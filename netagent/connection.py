@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from .operations import Malformed
-from .protocol import HEADER, MAX_FRAME, ROOT, UCRED, Message
+from .protocol import HEADER, MAX_FRAME, ROOT_CREDENTIALS, UCRED, Message
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FRAME_SECONDS = 5.0
@@ -222,7 +222,7 @@ class Listener:
         return None
 
     def _authenticated(self, ready: Sequence[int]) -> Connection | None:
-        """Return a connection of uid 0 that has sent root's credentials (protocol.ROOT); reject those that have not."""
+        """Return a connection of uid 0 that has sent protocol.ROOT_CREDENTIALS; reject those that have not."""
         now = monotonic()
         for each in list(self._waiting):
             if each.sock.fileno() not in ready and now < each.end:
@@ -246,10 +246,10 @@ class Listener:
 
 
 def _sent_root_credentials(sock: socket.socket) -> bool:
-    """Return True if the first byte came with the credentials of protocol.ROOT, and with nothing else."""
+    """Return True if the first byte came with the credentials of protocol.ROOT_CREDENTIALS, and with nothing else."""
     try:
         with bounded_close():
             _, ancillary, _, _ = sock.recvmsg(1, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
     except OSError:
         return False
-    return ancillary == [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, ROOT)]
+    return ancillary == [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, ROOT_CREDENTIALS)]

@@ -44,9 +44,7 @@ from .rtnetlink import (
 
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET_STRICT_CHK = 1, 2, 5, 12
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
-SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_BATCH = 128  # messages per send()
-_RECEIVE_BUFFER = 1 << 18  # bytes, for the acknowledgements of a batch, which need less than 1 KiB each
+_BATCH = 128  # messages per send(), so that their acknowledgements fit into the buffer
 _JOIN_SECONDS = 1.0
 """Limit of the wait for the kernel's work on new IPv6 addresses, before they are removed."""
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
@@ -74,8 +72,7 @@ class Kernel:
         # The kernel has answered when send() returns. An answer that cannot be read then was lost, so a read never
         # has to wait, and ENOBUFS gives no further information.
         self._socket.setblocking(False)
-        with contextlib.suppress(OSError):  # EPERM, if CAP_NET_ADMIN is that of a user namespace
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        rtnetlink.enlarge_buffers(self._socket)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         # A netagent that was killed may have joined these, and left answers with the same sequence numbers.
@@ -201,7 +198,7 @@ class Kernel:
         With the boot option ipv6.disable=1, the kernel answers a dump for IPv6 with objects of other families, or with
         EAFNOSUPPORT.
         """
-        family = header[0]  # in all of these headers
+        family = header[0]  # the first byte of every header here and of its answers
         for _ in range(DUMP_ATTEMPTS):
             bodies = self._read_dump(kind, header)
             if bodies is not None:
@@ -312,7 +309,7 @@ class Kernel:
                     results[start + each.sequence - first] = each.errno
 
 
-def parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
+def split_before_removals(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
     """Yield parts of `ops`, in which no address or local range is removed or replaced after one was added.
 
     With one that could not be added, the removal of another could remove routes of other programs, or leave a rule
@@ -333,10 +330,10 @@ def parts(ops: Sequence[Change]) -> Iterator[Sequence[Change]]:
 def _batches(ops: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
     """Yield batches of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink.
 
-    The kernel carries out a whole batch, even if an operation fails: see `parts`.
+    The kernel carries out a whole batch, even if an operation fails: see split_before_removals.
     """
     start = 0
-    for part in parts(ops):
+    for part in split_before_removals(ops):
         for is_table, group in groupby(part, lambda op: isinstance(op, ForwardedReplies)):
             run, size = list(group), 1 if is_table else _BATCH
             for at in range(0, len(run), size):

@@ -1,6 +1,6 @@
 """The state that must survive a crash: the undo operations of the open transaction, and the owned objects.
 
-Owned routes, rules and (from Linux 5.18) addresses have protocol number 209 in the kernel; the ledger lists only the
+Owned routes, rules and (from Linux 5.18) addresses have protocol number 209 in the kernel; before, the ledger lists the
 owned addresses. The file is in the runtime directory, so a reboot removes it together with the addresses. It is one
 msgpack array. Older files end after `owned`, `gateways` or `table`.
 """

@@ -33,6 +33,7 @@ class Netfilter:
     def __init__(self, sock: socket.socket) -> None:
         self._socket, self._sequence = sock, 0
         self._socket.setblocking(False)  # the kernel has answered when send() returns
+        rtnetlink.enlarge_buffers(self._socket)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
 
     def close(self) -> None:
@@ -77,7 +78,7 @@ class Netfilter:
 
     def _exchange(self, messages: Sequence[Packed]) -> list[Received]:
         """Send messages as one datagram, and return the answers. Raises OSError."""
-        self._receive(0)  # discard answers to an earlier netagent
+        self._receive(first=0)  # discard answers to an earlier netagent
         first = self._sequence + 1
         self._sequence += len(messages)
         packed = (rtnetlink.message(first + at, each) for at, each in enumerate(messages))

@@ -96,12 +96,12 @@ class Attribute:
         data = self.value if isinstance(self.value, bytes) else pack(self.value)
         return RTATTR.pack(RTATTR.size + len(data), self.kind) + data + bytes(-len(data) % 4)
 
-    def is_in(self, data: bytes) -> bool:
+    def matches(self, data: bytes) -> bool:
         """Return True if `data`, the kernel's value of this attribute, has the same content (or more attributes)."""
         if isinstance(self.value, bytes):
             return data == self.value
         found = parse_attributes(data)
-        return all(each.kind in found and each.is_in(found[each.kind]) for each in self.value)
+        return all(each.kind in found and each.matches(found[each.kind]) for each in self.value)
 
 
 def pack(attributes: Sequence[Attribute]) -> bytes:
@@ -169,13 +169,13 @@ class Rule:
     chain: bytes
     expressions: tuple[Attribute, ...]
 
-    def is_in(self, found: Rule) -> bool:
+    def matches(self, found: Rule) -> bool:
         """Return True if the kernel's rule is this one."""
         wanted, present = self.expressions, found.expressions
         if self.chain != found.chain or len(wanted) != len(present):
             return False
         pairs = zip(wanted, present, strict=True)
-        return all(isinstance(data.value, bytes) and each.is_in(data.value) for each, data in pairs)
+        return all(isinstance(data.value, bytes) and each.matches(data.value) for each, data in pairs)
 
 
 def _packet_rule(chain: bytes, each: LinkMark, mask: int, bits: int) -> Rule:
@@ -281,7 +281,7 @@ DUMP_RULES = _message(NFT_MSG_GETRULE, 0, (Attribute(NFTA_RULE_TABLE, TABLE),))
 def has_base_chains(answers: Sequence[bytes]) -> bool:
     """Return True if the answers to GET_BASE_CHAINS are BASE_CHAINS, with their hooks and priorities."""
     found = [each[NFGENMSG.size :] for each in answers]
-    return all(any(Attribute(0, chain).is_in(each) for each in found) for chain in BASE_CHAINS)
+    return all(any(Attribute(0, chain).matches(each) for each in found) for chain in BASE_CHAINS)
 
 
 def decode_rule(body: bytes) -> Rule | None:
@@ -310,7 +310,7 @@ def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
     marks = tuple(filter(None, (_mark_of(rule, mask) for rule in arrivals)))
     wanted = rules(marks, mask)
     by_chain = sorted(found, key=lambda rule: _ORDER.index(rule.chain))
-    if len(wanted) != len(found) or not all(each.is_in(rule) for each, rule in zip(wanted, by_chain, strict=True)):
+    if len(wanted) != len(found) or not all(each.matches(rule) for each, rule in zip(wanted, by_chain, strict=True)):
         return ()
     return marks
 

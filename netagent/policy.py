@@ -647,7 +647,7 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)
     # It also selects forwarded packets: only for a range of the link.
-    in_subnet = view.settings.routes_prefixes and view.is_in_subnet(link, network)
+    in_subnet = view.settings.accepts_range_rules and view.is_in_subnet(link, network)
     return in_range or (in_subnet and claims.range_limit(network, view.networks.on_link(link, network)) is None)
 
 

@@ -44,7 +44,7 @@ MAX_REFUSALS = 256  # in the answer to `check`
 MAX_REMAINING = 256  # in an answer: operations that were not undone
 HEADER = Struct(">I")
 UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
-ROOT = UCRED.pack(1, 0, 0)
+ROOT_CREDENTIALS = UCRED.pack(1, 0, 0)
 """Credentials that root sends (SCM_CREDENTIALS) with one byte before its first frame.
 
 SO_PEERCRED shows uid 0 for root of any user namespace that maps it. But the kernel lets only a process with

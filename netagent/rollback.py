@@ -14,7 +14,7 @@ from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from typing import TypeVar
 
 from .claims import is_single, single
-from .kernel import Kernel, parts
+from .kernel import Kernel, split_before_removals
 from .operations import (
     EVERYTHING,
     PROTOCOL,
@@ -102,7 +102,7 @@ class Rollback:
             left = self._carry_out([op for op in ops if not _is_guarded(op)])
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
-        for part in parts(_without_detours(ops)):
+        for part in split_before_removals(_without_detours(ops)):
             pending = list[Change]()
             for op in part:
                 if isinstance(op, AddressRemove) and not state.has(op):

@@ -7,10 +7,11 @@ linux/if_link.h, linux/if_addr.h, linux/neighbour.h and linux/fib_rules.h. Numbe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from socket import AF_INET, AF_INET6, AF_UNSPEC
+from socket import AF_INET, AF_INET6, AF_UNSPEC, SOL_SOCKET, socket
 from struct import Struct
 from typing import Any
 
@@ -47,6 +48,8 @@ RTA_CACHEINFO_FORMAT = Struct("=IIiIIIII")  # struct rta_cacheinfo: clntref, las
 U32, S32 = Struct("=I"), Struct("=i")
 
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+BUFFER_BYTES = 1 << 18  # for 128 acknowledgements, of less than 1 KiB each, and for a table of 64 marks (101 KiB)
 MAX_DATAGRAM = 1 << 16  # bytes: the kernel makes dumps of 32 KiB
 DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -89,6 +92,13 @@ _FAMILY = {4: AF_INET, 6: AF_INET6}
 _ANYWHERE: Mapping[int, IPNetwork] = {AF_INET: IPv4Network("0.0.0.0/0"), AF_INET6: IPv6Network("::/0")}
 
 Attributes = dict[int, bytes]
+
+
+def enlarge_buffers(sock: socket) -> None:
+    """Set a netlink socket's buffers to BUFFER_BYTES; net.core.rmem_default and wmem_default may be too small."""
+    for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
+        with contextlib.suppress(OSError):  # EPERM, if CAP_NET_ADMIN is that of a user namespace
+            sock.setsockopt(SOL_SOCKET, option, BUFFER_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +212,7 @@ class NextHopObject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule. `narrowed` is True if it has a selector, suppressor or action that no operation can express."""
+    """A routing rule."""
 
     priority: int
     selector: IPNetwork
@@ -213,14 +223,14 @@ class Rule:
     protocol: int
     mark: int = 0
     mask: int = 0
-    narrowed: bool = False  # by interface, uid, port ...
+    is_inexpressible: bool = False  # as an operation: by interface, uid, port ...; a goto
     goto: int | None = None  # priority of the rule that is tried next (FR_ACT_GOTO)
-    is_inverted: bool = False  # `not`; then it is also narrowed
+    is_inverted: bool = False  # `not`; then it is also inexpressible
 
     @property
     def is_for_all(self) -> bool:
         """True if it selects every packet and uses every route of its table."""
-        return not (self.selector.prefixlen or self.mask or self.local or self.suppress or self.narrowed)
+        return not (self.selector.prefixlen or self.mask or self.local or self.suppress or self.is_inexpressible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,7 +531,7 @@ def decode_rule(body: bytes) -> Rule | None:
         protocol=found.get(FRA_PROTOCOL, b"\0")[0],
         mark=_u32(found, FRA_FWMARK),
         mask=_u32(found, FRA_FWMASK),
-        narrowed=bool(narrowed or action != FR_ACT_TO_TBL or suppressed not in (bytes(4), _FRA_SUPPRESS_NONE)),
+        is_inexpressible=bool(narrowed or action != FR_ACT_TO_TBL or suppressed not in (bytes(4), _FRA_SUPPRESS_NONE)),
         goto=_u32(found, FRA_GOTO) if action == FR_ACT_GOTO else None,
         is_inverted=bool(flags & FIB_RULE_INVERT),
     )

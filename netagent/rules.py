@@ -46,7 +46,7 @@ class Rules:
     def _read(self, rule: Rule) -> None:
         if rule.goto is not None:
             self._gotos[rule.selector.version].append((rule.priority, rule.goto))
-        if rule.protocol == PROTOCOL and not rule.narrowed:
+        if rule.protocol == PROTOCOL and not rule.is_inexpressible:
             self.add(rule)
             return
         if rule.mask:

@@ -207,7 +207,7 @@ class Server:
             nexthops=tuple(kernel.hops_of_nexthop_objects()),
         )
         for version in snapshot.incomplete_families():
-            reason = "one with over 1,000 next hops ends the list; remove it: ip route del DESTINATION"
+            reason = "table local is empty, or a route with over 1,000 next hops ends the list; remove that route"
             raise DumpError(f"the kernel does not list all IPv{version} routes: {reason}")
         owned = None if protocol.MARKS_ADDRESSES else entry.owned
         known = Known(self._resolvers(), owned, frozenset(entry.gateways))

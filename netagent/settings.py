@@ -48,7 +48,7 @@ class Settings:
     audit_failure: AuditFailure = AuditFailure.REFUSE
 
     @property
-    def routes_prefixes(self) -> bool:
+    def accepts_range_rules(self) -> bool:
         """True if the fetcher may add rules for packets that this host forwards from a delegated range."""
         return self.prefixes in (None, Prefixes.ROUTE)
 

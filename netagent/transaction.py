@@ -31,7 +31,7 @@ from .operations import (
 )
 from .protocol import MARKS_ADDRESSES, Remaining
 from .rollback import Rollback, as_addition, failure, is_done
-from .rtnetlink import Link
+from .rtnetlink import Address, Link
 from .view import View
 
 
@@ -133,11 +133,8 @@ class Transaction:
             if isinstance(op, AddressAdd | AddressRemove):
                 there[op.link, op.interface] = isinstance(op, AddressRemove)
         added = {(link, interface.ip) for (link, interface), is_there in there.items() if is_there}
-        removed = {(link, interface.ip) for link, interface in there} - added
-        if removed:
-            left = (each for each in self._kernel.addresses() if (each.link, each.interface) not in there)
-            removed -= {(each.link, each.ip) for each in left}
-        return (entry.owned - removed) | added
+        gone = {place for place, is_there in there.items() if not is_there}
+        return without(entry.owned - added, gone, self._kernel.addresses) | added
 
     def remove_table(self) -> int | None:
         """Remove the nftables table, without an undo. Returns an errno: 0: done, None: not known."""
@@ -153,34 +150,41 @@ class Transaction:
         return tuple(remaining)
 
     def _close(self, left: Sequence[Remaining]) -> None:
-        """Close the transaction. Addresses that could not be removed stay owned."""
+        """Close the transaction. Addresses that could not be removed stay owned; lost are those not restored."""
         entry = self._ledger.entry
         kept = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressRemove)}
-        lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
-        owned = self._owned_without(lost) | kept
+        lost = {(each.op.link, each.op.interface) for each in left if isinstance(each.op, AddressAdd)}
+        owned = without(entry.owned, lost, self._present_addresses) | kept
         self._ledger.shorten(replace(entry, request=None, undo=(), links={}, owned=owned))
 
-    def _owned_without(self, lost: Set[tuple[int, IPAddress]]) -> OwnedAddresses:
-        """Return the owned addresses without lost ones; one that its link has with another prefix length stays owned.
-
-        If the kernel cannot be read, that is forgotten, too: another program may have added it.
-        """
-        owned = self._ledger.entry.owned
-        left = set[tuple[int, IPAddress]]()
-        if owned & lost:
-            with contextlib.suppress(OSError, MemoryError):
-                left = {(each.link, each.ip) for each in self._kernel.addresses()}
-        return owned - (lost - left)
+    def _present_addresses(self) -> list[Address]:
+        """Return the kernel's addresses; none if it cannot be read: the kernel has been changed already."""
+        with contextlib.suppress(OSError, MemoryError):
+            return self._kernel.addresses()
+        return []
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
         """Carry out removals, without an undo. Returns the errnos, and the removals that failed."""
         errnos = self._kernel.change(ops, stop=False)
         tried = list(zip(ops, errnos, strict=True))
         failed = [(op, errno) for op, errno in tried if not is_done(op, errno)]
-        gone = {
-            (op.link, op.interface.ip) for op, errno in tried if isinstance(op, AddressRemove) and is_done(op, errno)
-        }
+        gone = {(op.link, op.interface) for op, errno in tried if isinstance(op, AddressRemove) and is_done(op, errno)}
         entry = self._ledger.entry
-        if entry.owned & gone:
-            self._ledger.shorten(replace(entry, owned=self._owned_without(gone)))
+        owned = without(entry.owned, gone, self._present_addresses)
+        if owned != entry.owned:
+            self._ledger.shorten(replace(entry, owned=owned))
         return errnos, [failure(op, errno) for op, errno in failed]
+
+
+def without(
+    owned: OwnedAddresses, gone: Set[tuple[int, IPInterface]], look: Callable[[], Sequence[Address]]
+) -> OwnedAddresses:
+    """Return `owned` without `gone`. An address that the link has with another prefix length stays owned.
+
+    `look` returns the present addresses. An IPv6 address has one length: then another program has added it again.
+    """
+    forgotten = owned & {(link, interface.ip) for link, interface in gone}
+    if forgotten:
+        present = (each for each in look() if each.ip.version == 4 and (each.link, each.interface) not in gone)
+        forgotten -= {(each.link, each.ip) for each in present}
+    return owned - forgotten

@@ -25,7 +25,8 @@ KEYS = {
     "Manage": "all: configure every interface that the metadata names. primary: configure only the primary one, on "
     "hosts where another program, such as a CNI plugin, configures the others.",
     "Exclude": "Links that are not managed: names, shell-style patterns (eni*, ens[6-9]) and MACs, separated by "
-    "spaces. Objects of cloud-network on them are removed.",
+    "spaces. Objects of cloud-network on them are removed. Name links that udev renames by their MACs: before, other "
+    "names do not match.",
     "ExcludeAddresses": "Addresses that containers, VRRP or other programs manage.",
     "Prefixes": "Handling of delegated ranges. local: a local route and source rules. route: source rules only. "
     "ignore: no configuration. local is the default on Google Cloud, route elsewhere.",

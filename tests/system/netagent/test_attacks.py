@@ -184,7 +184,7 @@ for _ in range(20):
     with socket.socket(socket.AF_UNIX) as client:
         client.connect({protocol.SOCKET!r})
         files = array.array("i", [client.fileno()] * 4)
-        given = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})]
+        given = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT_CREDENTIALS!r})]
         client.sendmsg([b"0"], [*given, (socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         client.sendall(bytes.fromhex("0000001081a772657175657374a6737461747573"))
         assert client.recv(100)

@@ -37,7 +37,7 @@ except OSError as error:
     to_test.sendall(str(error.errno).encode())
 else:
     if not os.getuid():
-        there.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})])
+        there.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT_CREDENTIALS!r})])
     to_test.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [there.fileno()]))])
     there.close()
     to_test.recv(1)  # netagent sees this peer until the connection ends

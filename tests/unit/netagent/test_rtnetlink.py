@@ -126,7 +126,7 @@ def test_a_rule_with_source_and_destination_is_no_operations() -> None:
     )
     assert both is not None
     assert one is not None
-    assert (both.narrowed, one.narrowed) == (True, False)
+    assert (both.is_inexpressible, one.is_inexpressible) == (True, False)
 
 
 def test_a_new_route_replaces_none() -> None:
