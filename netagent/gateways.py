@@ -31,7 +31,7 @@ class Gateways:
     ) -> None:
         self._networks, self._routers, self._allowed = networks, routers, tuple(allowed)
         self._resolvers, self._former = resolvers, former
-        self._users: dict[IPAddress, set[int]] = defaultdict(set)  # the links that use each gateway
+        self._links: dict[IPAddress, set[int]] = defaultdict(set)  # the links that use each gateway
         self._index: NetworkIndex[IPAddress] = NetworkIndex()  # the same gateways, as /32 or /128
         self._default: dict[int, set[IPAddress]] = defaultdict(set)  # of other programs' default routes, by link
         self._default_families = set[tuple[int, int]]()  # the links and IP versions of these routes
@@ -40,9 +40,9 @@ class Gateways:
 
     def add(self, gateway: IPAddress, link: int) -> None:
         """Count a gateway of any route, or of a nexthop object."""
-        if gateway not in self._users:
+        if gateway not in self._links:
             self._index.add(single(gateway), gateway)
-        self._users[gateway].add(link)
+        self._links[gateway].add(link)
 
     def add_default(self, gateway: IPAddress, link: int, version: int, *, in_main: bool) -> None:
         """Count the gateway of another program's default route. `version` is that of the destination.
@@ -111,7 +111,7 @@ class Gateways:
         """Return a description of a protected address: a gateway's or a resolver's. None for any other address."""
         if ip in self._resolvers:
             return "a resolver's address"
-        if ip in self._users or ip in self._former:
+        if ip in self._links or ip in self._former:
             return "a gateway's address"
         for subnet, link in self._networks.subnets.around(single(ip)):
             if self._networks.learned.has(link, subnet) and ip == self._expected_gateway(link, subnet):
@@ -132,7 +132,7 @@ class Gateways:
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
         """Return a gateway or resolver inside `network`, except gateways of `link`."""
         for ip in (*self._inside(network), *self._resolvers, *self._former):
-            if contains(network, single(ip)) and (link is None or link not in self._users.get(ip, ())):
+            if contains(network, single(ip)) and (link is None or link not in self._links.get(ip, ())):
                 return ip
         others = self._networks.learned.elsewhere(link or 0, network)  # there is no link 0
         gateways = (self._expected_gateway(other, subnet) for subnet, other in others)
@@ -142,9 +142,9 @@ class Gateways:
         """Return a resolver inside `network`."""
         return next((ip for ip in self._resolvers if contains(network, single(ip))), None)
 
-    def users_inside(self, network: IPNetwork) -> Iterator[tuple[IPAddress, Set[int]]]:
+    def links_inside(self, network: IPNetwork) -> Iterator[tuple[IPAddress, Set[int]]]:
         """Yield the gateways of all routes inside `network`, and the links that use each. A host may have thousands."""
-        return ((gateway, self._users[gateway]) for gateway in self._inside(network))
+        return ((gateway, self._links[gateway]) for gateway in self._inside(network))
 
     def _inside(self, network: IPNetwork) -> Iterator[IPAddress]:
         return (gateway for _, gateway in self._index.overlapping(network))

@@ -31,7 +31,7 @@ class Entry:
     undo: tuple[Change, ...] = ()  # in the order to carry them out
     owned: OwnedAddresses = frozenset()
     gateways: tuple[IPAddress, ...] = ()  # of owned routes since boot, the earliest first
-    table: bool = False  # True if the nftables table `cloud_network` was made since boot and may exist
+    may_have_table: bool = False  # True if the nftables table `cloud_network` was made since boot and may exist
     links: Mapping[int, str] = field(default_factory=dict)  # identity of the links of `undo`, by ifindex
 
 
@@ -78,7 +78,7 @@ def _encode(entry: Entry) -> bytes:
     owned = [(link, ip.packed) for link, ip in sorted(entry.owned, key=lambda each: (each[0], each[1].packed))]
     undo = [op.to_wire() for op in entry.undo]
     gateways = [ip.packed for ip in entry.gateways]
-    packed: bytes = msgpack.packb((entry.request, undo, owned, gateways, entry.table, [*entry.links.items()]))
+    packed: bytes = msgpack.packb((entry.request, undo, owned, gateways, entry.may_have_table, [*entry.links.items()]))
     return packed
 
 
@@ -93,6 +93,6 @@ def _decode(content: bytes) -> Entry:
         undo=tuple(map(undo_from_wire, undo)),
         owned=frozenset((int(link), ip_address(packed)) for link, packed in owned),
         gateways=tuple(map(ip_address, gateways)),
-        table=len(rest) > 1 and rest[1] is True,
+        may_have_table=len(rest) > 1 and rest[1] is True,
         links={int(link): str(identity) for link, identity in links},
     )

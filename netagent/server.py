@@ -332,7 +332,7 @@ class Server:
             return
         if kernel.netfilter is None:
             return
-        if self._ledger.entry.table:
+        if self._ledger.entry.may_have_table:
             op = ForwardedReplies(())
             errno = self._transaction.remove_table()
             entry = {"peer": None, "request": "settings", "verdict": "applied", "reason": "ForwardedReplies= is off"}

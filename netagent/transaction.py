@@ -93,9 +93,10 @@ class Transaction:
         """
         ops, inverses, lost_routes = plan.ops, plan.inverses, plan.lost_routes
         entry = self._ledger.entry
-        table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
+        may_have_table = entry.may_have_table or any(isinstance(op, ForwardedReplies) for op in ops)
         back = (*reversed(inverses), *lost_routes)
-        self._ledger.write(replace(entry, request=request, undo=back, table=table, links=plan.identities()))
+        links = plan.identities()
+        self._ledger.write(replace(entry, request=request, undo=back, may_have_table=may_have_table, links=links))
         routes = (op for op in ops if isinstance(op, RouteReplace))
         self._is_applied, self._gateways = False, tuple(op.gateway for op in routes if op.gateway is not None)
         is_new = (isinstance(each, RouteRemove) for each in inverses)
@@ -118,7 +119,7 @@ class Transaction:
         removed = [op.gateway for op in entry.undo if isinstance(op, RouteReplace) and op.gateway is not None]
         gateways = tuple(dict.fromkeys((*entry.gateways, *self._gateways, *removed)))
         remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those from boot
-        self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
+        self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, may_have_table=entry.may_have_table))
 
     def _owned(self, entry: Entry) -> OwnedAddresses:
         """Return the addresses that are owned after the commit; none if the kernel marks them itself.
@@ -140,7 +141,7 @@ class Transaction:
         """Remove the nftables table, without an undo. Returns an errno: 0: done, None: not known."""
         [errno] = self._kernel.change([ForwardedReplies(())])
         if errno == 0:
-            self._ledger.shorten(replace(self._ledger.entry, table=False))
+            self._ledger.shorten(replace(self._ledger.entry, may_have_table=False))
         return errno
 
     def _undo(self, ops: Sequence[Change]) -> tuple[Remaining, ...]:

@@ -296,8 +296,8 @@ class View:
         before: Set[int] = self._links_before.get(network, frozenset())
         replaces_route = link in before  # this request replaces the address with the connected route
         sharing = {other for other in before if self.foreign.has_on_link_route(other, network)} | {link}
-        for ip, users in self.gateways.users_inside(network):
-            others = users - sharing
+        for ip, links in self.gateways.links_inside(network):
+            others = links - sharing
             if replaces_route:
                 others = {each for each in others if not self.networks.own_on_link.has(each, network)}
             if others:

@@ -53,7 +53,7 @@ class DoingKernel(Kernel):
 def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ForwardedReplies="off" the earlier table is removed at the start, even if the fetcher has filled /run."""
     ledger = Ledger(tmp_path / "ledger")
-    ledger.write(Entry(table=True))
+    ledger.write(Entry(may_have_table=True))
 
     def full(_: Ledger, __: Entry) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -61,8 +61,8 @@ def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeyp
     monkeypatch.setattr(Ledger, "write", full)
     kernel = DoingKernel()
     assert Transaction(kernel, ledger, kernel.view).remove_table() == 0
-    assert not ledger.entry.table
-    assert not Ledger(tmp_path / "ledger").entry.table
+    assert not ledger.entry.may_have_table
+    assert not Ledger(tmp_path / "ledger").entry.may_have_table
 
 
 def apply(ledger: Ledger, kernel: DoingKernel, *ops: AddressAdd | AddressRemove) -> Transaction:
