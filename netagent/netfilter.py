@@ -55,12 +55,12 @@ class Netfilter:
         return next((errno for errno in errnos if errno), 0) if errnos else None
 
     def marks(self, mask: int) -> tuple[LinkMark, ...]:
-        """Return the marks of the table; none if it is missing or incomplete. Raises NetfilterError."""
-        answers = self._exchange(nftables.GET_BASE_CHAINS)
+        """Return the marks of the table; none if it is missing, incomplete or dormant. Raises NetfilterError."""
+        answers = self._exchange(nftables.GET_TABLE_AND_BASE_CHAINS)
         for each in answers:
             if each.kind == NLMSG_ERROR and each.errno not in (0, ENOENT):
                 raise NetfilterError(each.errno, "nftables: read the table cloud_network")
-        if not nftables.has_base_chains([each.body for each in answers if each.kind != NLMSG_ERROR]):
+        if not nftables.is_active([each.body for each in answers if each.kind != NLMSG_ERROR]):
             return ()
         found = (nftables.decode_rule(body) for body in self._dump(nftables.DUMP_RULES))
         return nftables.marks_of([rule for rule in found if rule is not None], mask)

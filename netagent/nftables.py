@@ -54,12 +54,12 @@ BE32, SBE32 = Struct(">I"), Struct(">i")
 
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
-NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE = 0, 2
+NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 3, 4, 6, 7
 NFPROTO_UNSPEC, NFPROTO_INET = 0, 1
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_ACCEPT = 0, 2, 1
 NFTA_LIST_ELEM = 1
-NFTA_TABLE_NAME = 1
+NFTA_TABLE_NAME, NFTA_TABLE_FLAGS = 1, 2
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
@@ -233,6 +233,7 @@ BASE_CHAINS = (
     _base_chain(PREROUTING, NF_INET_PRE_ROUTING, NF_IP_PRI_NAT_DST + 1),
     _base_chain(FORWARD, NF_INET_FORWARD, NF_IP_PRI_MANGLE - 1),
 )
+ACTIVE_TABLE = Attribute(NFTA_TABLE_NAME, TABLE), _be32(NFTA_TABLE_FLAGS, 0)  # not NFT_TABLE_F_DORMANT
 CHAINS = (*map(_chain, (REPLIES, PUBLISHED, UNMARK)), *BASE_CHAINS)
 
 
@@ -271,17 +272,21 @@ def _new_rule(rule: Rule) -> Packed:
     return _message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (*where, expressions))
 
 
-GET_BASE_CHAINS = tuple(_message(NFT_MSG_GETCHAIN, NLM_F_ACK, each[:2]) for each in BASE_CHAINS)
+GET_TABLE_AND_BASE_CHAINS = (
+    _message(NFT_MSG_GETTABLE, NLM_F_ACK, ACTIVE_TABLE[:1]),
+    *(_message(NFT_MSG_GETCHAIN, NLM_F_ACK, each[:2]) for each in BASE_CHAINS),
+)
 DUMP_RULES = _message(NFT_MSG_GETRULE, 0, (Attribute(NFTA_RULE_TABLE, TABLE),))
 
 
 # Reading.
 
 
-def has_base_chains(answers: Sequence[bytes]) -> bool:
-    """Return True if the answers to GET_BASE_CHAINS are BASE_CHAINS, with their hooks and priorities."""
+def is_active(answers: Sequence[bytes]) -> bool:
+    """Return True if the answers to GET_TABLE_AND_BASE_CHAINS are ACTIVE_TABLE, and BASE_CHAINS with their hooks."""
     found = [each[NFGENMSG.size :] for each in answers]
-    return all(any(Attribute(0, chain).matches(each) for each in found) for chain in BASE_CHAINS)
+    wanted = (ACTIVE_TABLE, *BASE_CHAINS)
+    return all(any(Attribute(0, attributes).matches(each) for each in found) for attributes in wanted)
 
 
 def decode_rule(body: bytes) -> Rule | None:

@@ -153,6 +153,7 @@ def without_handles(text: str) -> str:
         "flush chain inet cloud_network forward",
         "flush chain inet cloud_network forward; delete chain inet cloud_network forward",
         "add chain inet cloud_network more; add rule inet cloud_network more drop",
+        "add table inet cloud_network { flags dormant; }",
     ],
 )
 def test_status_reports_an_incomplete_table(lab: Lab, on: Links, wire: Wire, damage: str) -> None:
