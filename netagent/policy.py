@@ -245,6 +245,8 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, is the peer of an address of this host")
         if holders := view.addresses.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
+        if (TABLE_LOCAL, single(edge)) in view.own_routes:
+            raise Refusal(f"{edge}, an end of {network}, has a route in table local of cloud-network; remove it first")
         ranges = (each for each, _ in view.networks.local_ranges.around(single(edge)))
         if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")

@@ -180,7 +180,12 @@ def as_addition(op: Change) -> Change:
 
 
 def is_done(op: Change, errno: int | None) -> bool:
-    """Return True if an operation was carried out, or had no work left: the object was gone, or there, already."""
+    """Return True if an operation was carried out, or had no work left: the object was gone, or there, already.
+
+    A route that is there already is another program's, or that of a broadcast address: an owned one would be replaced.
+    """
+    if isinstance(op, RouteAdd):
+        return errno == 0
     return errno == 0 or errno in (_ALREADY_GONE if isinstance(op, _REMOVALS) else (EEXIST,))
 
 

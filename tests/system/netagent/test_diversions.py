@@ -155,6 +155,14 @@ def test_peer_is_no_end_of_a_network(lab: Lab) -> None:
     assert reason == "10.77.0.127, an end of 10.77.0.0/25, is the peer of an address of this host"
 
 
+@pytest.mark.parametrize(("end", "added"), [("10.77.0.127/32", "10.77.0.5/25"), ("fd77::/128", "fd77::5/64")])
+def test_owned_local_route_is_no_end_of_a_network(lab: Lab, wire: Wire, end: str, added: str) -> None:
+    """The kernel may add its own route there, so that a rollback could not restore this one."""
+    on = ifindex(lab, "eth0")
+    assert wire.apply(route(on, end, table=255))["verdict"] == "applied"
+    assert "has a route in table local of cloud-network" in wire.apply(address(on, added))["reason"]
+
+
 def test_macvlan_of_an_interface_has_its_subnet(lab: Lab) -> None:
     """Docker's macvlan networks: a macvlan of the host reaches the containers, which have one each."""
     lab.batch(["link set eth0 up", "link add mv0 link eth0 type macvlan mode bridge"])

@@ -270,6 +270,17 @@ def test_rollback_keeps_a_foreign_address(lab: Lab, wire: Wire) -> None:
     assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout
 
 
+def test_rollback_names_a_range_in_the_place_of_a_broadcast_address(lab: Lab, wire: Wire) -> None:
+    """The kernel refuses a second route to it. That once counted as done."""
+    on, text = ifindex(lab, "eth0"), "10.5.0.255/32"
+    assert wire.apply(route(on, text, table=255))["verdict"] == "applied"
+    lab.batch(["address add 10.5.0.254/24 dev eth0 broadcast 10.5.0.255"])
+    gone = route(on, text, table=255, op="route_remove")
+    assert wire.apply(gone, confirm_within=60, request="open")["verdict"] == "applied"
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert left["reason"] == "File exists"
+
+
 def test_rollback_keeps_an_address_that_was_changed_without_ipv6(lab: Lab, wire: Wire) -> None:
     """Then no other address shows that the kernel marks owned addresses: 127.0.0.1 has no protocol number."""
     lab.run(["sysctl", "-qw", *(f"net.ipv6.conf.{name}.disable_ipv6=1" for name in ("all", "lo", "eth0", "eth1"))])
