@@ -434,7 +434,7 @@ print(Netfilter(sock).replace([LinkMark(number, number) for number in range(1, 6
 def test_small_default_buffers_are_enough(lab: Lab) -> None:
     """With net.core.rmem_default=65536, changes with more than 78 operations were always rolled back."""
     done = lab.run([sys.executable, "-I", "-c", SMALL_BUFFERS])
-    lab.run(["nft", "delete", "table", "inet", "cloud_network"])
+    lab.run(["nft", "delete", "table", "inet", "cloud_network"], check=False)  # missing if the change failed
     lab.run(["ip", "address", "flush", "to", "10.97.0.0/24"])
     assert done.stdout == "{0}\n0\n"
 

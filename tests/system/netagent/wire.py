@@ -94,8 +94,7 @@ class Wire:
         return data
 
     def send(self, **message: Any) -> None:
-        body = msgpack.packb(message)
-        self.socket.sendall(protocol.HEADER.pack(len(body)) + body)
+        self.socket.sendall(protocol.encode(message))
 
     def ask(self, **message: Any) -> dict[str, Any]:
         self.send(**message)
@@ -103,9 +102,8 @@ class Wire:
 
     def ask_at_once(self, *messages: dict[str, Any]) -> list[dict[str, Any]]:
         """Send several requests together, and return their answers."""
-        bodies = [msgpack.packb(message) for message in messages]
-        self.socket.sendall(b"".join(protocol.HEADER.pack(len(body)) + body for body in bodies))
-        return [self.answer() for _ in bodies]
+        self.socket.sendall(b"".join(map(protocol.encode, messages)))
+        return [self.answer() for _ in messages]
 
     def apply(self, *ops: dict[str, Any], confirm_within: int = 0, request: str = "test") -> dict[str, Any]:
         return self.ask(request="apply", id=request, ops=list(ops), confirm_within=confirm_within)
