@@ -12,9 +12,22 @@ from itertools import groupby
 from time import monotonic, sleep
 from typing import TypeVar
 
-from . import rtnetlink
+from . import netlink, rtnetlink
 from .claims import is_single
 from .netfilter import Netfilter
+from .netlink import (
+    DUMP_ATTEMPTS,
+    MAX_DATAGRAM,
+    NETLINK_CAP_ACK,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+    Packed,
+    Received,
+)
 from .operations import (
     TABLE_LOCAL,
     AddressAdd,
@@ -27,20 +40,7 @@ from .operations import (
     RouteRemove,
     RouteReplace,
 )
-from .rtnetlink import (
-    DUMP_ATTEMPTS,
-    MAX_DATAGRAM,
-    NETLINK_CAP_ACK,
-    SOL_NETLINK,
-    Address,
-    Link,
-    NextHop,
-    NextHopObject,
-    Packed,
-    Received,
-    Route,
-    Rule,
-)
+from .rtnetlink import Address, Link, NextHop, NextHopObject, Route, Rule
 
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET_STRICT_CHK = 1, 2, 5, 12
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
@@ -72,7 +72,7 @@ class Kernel:
         # The kernel has answered when send() returns. An answer that cannot be read then was lost, so a read never
         # has to wait, and ENOBUFS gives no further information.
         self._socket.setblocking(False)
-        rtnetlink.enlarge_buffers(self._socket)
+        netlink.enlarge_buffers(self._socket)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         # A netagent that was killed may have joined these, and left answers with the same sequence numbers.
@@ -209,12 +209,12 @@ class Kernel:
         """Return the bodies of one dump, or None if it is inconsistent. Raises OSError if the kernel refuses it."""
         self._drain()
         self._sequence += 1
-        self._socket.send(rtnetlink.message(self._sequence, Packed(kind, rtnetlink.NLM_F_DUMP, header)))
+        self._socket.send(netlink.message(self._sequence, Packed(kind, NLM_F_DUMP, header)))
         bodies, consistent = list[bytes](), True
         try:
             for each in self._answers(self._sequence):
-                consistent = consistent and not each.flags & rtnetlink.NLM_F_DUMP_INTR
-                if each.kind in (rtnetlink.NLMSG_DONE, rtnetlink.NLMSG_ERROR):
+                consistent = consistent and not each.flags & NLM_F_DUMP_INTR
+                if each.kind in (NLMSG_DONE, NLMSG_ERROR):
                     if each.errno not in (0, EAFNOSUPPORT):
                         raise DumpError(each.errno, f"rtnetlink dump {kind}")
                     return bodies if consistent else None
@@ -226,7 +226,7 @@ class Kernel:
     def _answers(self, sequence: int) -> Iterator[Received]:
         """Yield the messages that answer a request. Raises BlockingIOError after the last."""
         while True:
-            for each in rtnetlink.messages(self._receive()):
+            for each in netlink.messages(self._receive()):
                 if each.sequence == sequence:
                     yield each
 
@@ -299,13 +299,11 @@ class Kernel:
         batch = []
         for sequence, op in enumerate(part, first):
             packed = rtnetlink.encode(op)
-            batch.append(
-                rtnetlink.message(sequence, Packed(packed.kind, packed.flags | rtnetlink.NLM_F_ACK, packed.body))
-            )
+            batch.append(netlink.message(sequence, Packed(packed.kind, packed.flags | NLM_F_ACK, packed.body)))
         self._socket.send(b"".join(batch))
         while results[start + len(part) - 1] is None:  # the kernel acknowledges in order
-            for each in rtnetlink.messages(self._receive()):
-                if first <= each.sequence <= self._sequence and each.kind == rtnetlink.NLMSG_ERROR:
+            for each in netlink.messages(self._receive()):
+                if first <= each.sequence <= self._sequence and each.kind == NLMSG_ERROR:
                     results[start + each.sequence - first] = each.errno
 
 

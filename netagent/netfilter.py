@@ -6,10 +6,9 @@ import socket
 from collections.abc import Sequence
 from errno import EINVAL, ENOENT
 
-from . import nftables, rtnetlink
+from . import netlink, nftables
 from .claims import mark_bits
-from .operations import LinkMark
-from .rtnetlink import (
+from .netlink import (
     DUMP_ATTEMPTS,
     MAX_DATAGRAM,
     NETLINK_CAP_ACK,
@@ -21,6 +20,7 @@ from .rtnetlink import (
     Packed,
     Received,
 )
+from .operations import LinkMark
 
 
 class NetfilterError(OSError):
@@ -33,7 +33,7 @@ class Netfilter:
     def __init__(self, sock: socket.socket) -> None:
         self._socket, self._sequence = sock, 0
         self._socket.setblocking(False)  # the kernel has answered when send() returns
-        rtnetlink.enlarge_buffers(self._socket)
+        netlink.enlarge_buffers(self._socket)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Netfilter:
         self._receive(first=0)  # discard answers to an earlier netagent
         first = self._sequence + 1
         self._sequence += len(messages)
-        packed = (rtnetlink.message(first + at, each) for at, each in enumerate(messages))
+        packed = (netlink.message(first + at, each) for at, each in enumerate(messages))
         self._socket.send(b"".join(packed))
         return self._receive(first)
 
@@ -93,4 +93,4 @@ class Netfilter:
                 datagram = self._socket.recv(MAX_DATAGRAM)
             except BlockingIOError:
                 return [each for each in found if each.sequence >= first]
-            found += rtnetlink.messages(datagram)
+            found += netlink.messages(datagram)

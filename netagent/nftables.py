@@ -40,15 +40,14 @@ host's byte order. Tests compare the messages with pyroute2's, and the table wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
 
 from .claims import arrival_mark, mark_bits
+from .netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, U32, Packed, attributes, pack_attribute, parse_attributes
 from .operations import MAX_MARK, LinkMark
-from .rtnetlink import NLM_F_ACK, NLM_F_CREATE, RTATTR, U32, Packed, parse_attributes
 
-NLM_F_APPEND = 0x800
 NFGENMSG = Struct(">BBH")  # struct nfgenmsg: nfgen_family, version, res_id
 BE32, SBE32 = Struct(">I"), Struct(">i")
 
@@ -93,8 +92,7 @@ class Attribute:
 
     def pack(self) -> bytes:
         """Return the attribute with its header and padding."""
-        data = self.value if isinstance(self.value, bytes) else pack(self.value)
-        return RTATTR.pack(RTATTR.size + len(data), self.kind) + data + bytes(-len(data) % 4)
+        return pack_attribute(self.kind, self.value if isinstance(self.value, bytes) else pack(self.value))
 
     def matches(self, data: bytes) -> bool:
         """Return True if `data`, the kernel's value of this attribute, has the same content (or more attributes)."""
@@ -294,17 +292,8 @@ def decode_rule(body: bytes) -> Rule | None:
     found = parse_attributes(body, NFGENMSG.size)
     if found.get(NFTA_RULE_TABLE) != TABLE or body[0] != NFPROTO_INET:
         return None
-    elements = _elements(found.get(NFTA_RULE_EXPRESSIONS, b""))
-    return Rule(found[NFTA_RULE_CHAIN], tuple(Attribute(NFTA_LIST_ELEM, each) for each in elements))
-
-
-def _elements(data: bytes) -> Iterator[bytes]:
-    """Yield the values of a list, whose attributes all have the same type."""
-    offset = 0
-    while offset + RTATTR.size <= len(data):
-        length, _ = RTATTR.unpack_from(data, offset)
-        yield data[offset + RTATTR.size : offset + length]
-        offset += max((length + 3) & ~3, RTATTR.size)
+    expressions = attributes(found.get(NFTA_RULE_EXPRESSIONS, b""))
+    return Rule(found[NFTA_RULE_CHAIN], tuple(Attribute(kind, value) for kind, value in expressions))
 
 
 def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:

@@ -1,20 +1,29 @@
 """rtnetlink messages: encoded from operations, and decoded from dumps.
 
 netagent does not use pyroute2, which would add asyncio and 60,000 lines to the privileged process; tests compare every
-message with pyroute2's, byte for byte. Names and layouts are those of linux/netlink.h, linux/rtnetlink.h,
-linux/if_link.h, linux/if_addr.h, linux/neighbour.h and linux/fib_rules.h. Numbers are in the host's byte order.
+message with pyroute2's, byte for byte. Names and layouts are those of linux/rtnetlink.h, linux/if_link.h,
+linux/if_addr.h, linux/neighbour.h and linux/fib_rules.h. Numbers are in the host's byte order.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from socket import AF_INET, AF_INET6, AF_UNSPEC, SOL_SOCKET, socket
+from socket import AF_INET, AF_INET6, AF_UNSPEC
 from struct import Struct
 from typing import Any
 
+from .netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    U32,
+    Attributes,
+    Packed,
+    pack_attribute,
+    parse_attributes,
+)
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
@@ -34,8 +43,6 @@ from .operations import (
     RuleRemove,
 )
 
-NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
-RTATTR = Struct("=HH")  # struct rtattr: len, type
 IFINFOMSG = Struct("=BxHiII")  # struct ifinfomsg: family, pad, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # struct ifaddrmsg: family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
@@ -45,22 +52,13 @@ NHMSG = Struct("=BBBxI")  # struct nhmsg: family, scope, protocol, resvd, flags
 NEXTHOP_GRP = Struct("=IBBH")  # struct nexthop_grp: id, weight, weight_high, resvd2
 RTNEXTHOP = Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 RTA_CACHEINFO_FORMAT = Struct("=IIiIIIII")  # struct rta_cacheinfo: clntref, lastuse, expires, ...
-U32, S32 = Struct("=I"), Struct("=i")
 
-SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
-BUFFER_BYTES = 1 << 18  # for 128 acknowledgements, of less than 1 KiB each, and for a table of 64 marks (101 KiB)
-MAX_DATAGRAM = 1 << 16  # bytes: the kernel makes dumps of 32 KiB
-DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_GETNEIGH = 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTM_GETNEXTHOP = 106
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x04, 0x10
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_OPTIMISTIC, IFA_F_DADFAILED = 0x01, 0x02, 0x04, 0x08
 IFA_F_TENTATIVE, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x40, 0x80, 0x200
@@ -87,18 +85,8 @@ _FRA_UNDERSTOOD = {
 }
 """Any other attribute counts as a selector: interface, uid, port, DSCP, and those of later kernels."""
 _FRA_SUPPRESS_NONE = b"\xff" * 4
-_NLA_TYPE_MASK = 0x3FFF
 _FAMILY = {4: AF_INET, 6: AF_INET6}
 _ANYWHERE: Mapping[int, IPNetwork] = {AF_INET: IPv4Network("0.0.0.0/0"), AF_INET6: IPv6Network("::/0")}
-
-Attributes = dict[int, bytes]
-
-
-def enlarge_buffers(sock: socket) -> None:
-    """Set a netlink socket's buffers to BUFFER_BYTES; net.core.rmem_default and wmem_default may be too small."""
-    for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
-        with contextlib.suppress(OSError):  # EPERM, if CAP_NET_ADMIN is that of a user namespace
-            sock.setsockopt(SOL_SOCKET, option, BUFFER_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,25 +221,12 @@ class Rule:
         return not (self.selector.prefixlen or self.mask or self.local or self.suppress or self.is_inexpressible)
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A message without its struct nlmsghdr."""
-
-    kind: int  # RTM_*
-    flags: int  # NLM_F_*, in addition to REQUEST and ACK
-    body: bytes
-
-
 # Encoding. An attribute whose value is None is left out; an integer is a u32.
 
 
 def _attributes(values: Mapping[int, int | bytes | None]) -> bytes:
-    packed = []
-    for kind, value in values.items():
-        if value is not None:
-            data = U32.pack(value) if isinstance(value, int) else value
-            packed.append(RTATTR.pack(RTATTR.size + len(data), kind) + data + bytes(-len(data) % 4))
-    return b"".join(packed)
+    given = ((kind, U32.pack(value) if isinstance(value, int) else value) for kind, value in values.items())
+    return b"".join(pack_attribute(kind, value) for kind, value in given if value is not None)
 
 
 def _link_flags(link: int, flags: int) -> Packed:
@@ -364,54 +339,12 @@ def encode(op: Change) -> Packed:
     return ENCODERS[type(op)](op)
 
 
-def message(sequence: int, packed: Packed) -> bytes:
-    """Return a whole request."""
-    length = NLMSGHDR.size + len(packed.body)
-    return NLMSGHDR.pack(length, packed.kind, NLM_F_REQUEST | packed.flags, sequence, 0) + packed.body
-
-
 # Decoding.
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One message of a datagram."""
-
-    kind: int
-    flags: int
-    sequence: int
-    body: bytes
-
-    @property
-    def errno(self) -> int:
-        """The errno of NLMSG_ERROR (struct nlmsgerr) and of NLMSG_DONE; 0 for success."""
-        return -int(S32.unpack_from(self.body)[0]) if len(self.body) >= S32.size else 0
-
-
-def messages(datagram: bytes) -> Iterator[Received]:
-    """Yield the messages of a datagram."""
-    offset = 0
-    while offset + NLMSGHDR.size <= len(datagram):
-        length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(datagram, offset)
-        if length < NLMSGHDR.size:
-            return
-        yield Received(kind, flags, sequence, datagram[offset + NLMSGHDR.size : offset + length])
-        offset += (length + 3) & ~3
 
 
 def _unpack(header: Struct, body: bytes) -> tuple[tuple[Any, ...], Attributes]:
     """Return the fields of the header and the attributes after it, by type."""
     return header.unpack_from(body), parse_attributes(body, header.size)
-
-
-def parse_attributes(body: bytes, offset: int = 0) -> Attributes:
-    """Return the attributes from `offset` on, by type."""
-    found = {}
-    while offset + RTATTR.size <= len(body):
-        length, kind = RTATTR.unpack_from(body, offset)
-        found[kind & _NLA_TYPE_MASK] = body[offset + RTATTR.size : offset + length]
-        offset += max((length + 3) & ~3, RTATTR.size)
-    return found
 
 
 def _u32(found: Attributes, kind: int, default: int = 0) -> int:

@@ -395,14 +395,14 @@ def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
 STALE = """
 import socket
 from ipaddress import ip_network
-from cloud_network.netagent import rtnetlink
+from cloud_network.netagent import netlink, rtnetlink
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.operations import RuleAdd, RuleRemove
 sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
 selector = ip_network("10.0.2.10/32")
 Kernel(sock)
 packed = rtnetlink.encode(RuleAdd(31000, selector, False, 10002, False, False))
-sock.send(rtnetlink.message(1, rtnetlink.Packed(packed.kind, packed.flags | rtnetlink.NLM_F_ACK, packed.body)))
+sock.send(netlink.message(1, netlink.Packed(packed.kind, packed.flags | netlink.NLM_F_ACK, packed.body)))
 print(Kernel(sock).change([RuleRemove(31005, selector, False, 10002, False, False)]))
 """
 """A netagent that is killed before it reads an acknowledgement, and the next one, which systemd gives the socket."""

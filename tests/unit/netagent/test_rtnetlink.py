@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cloud_network.netagent import rtnetlink
+from cloud_network.netagent.netlink import Packed, pack_attribute
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
@@ -19,7 +20,7 @@ from cloud_network.netagent.operations import (
     RuleAdd,
     RuleRemove,
 )
-from cloud_network.netagent.rtnetlink import Packed, Rule
+from cloud_network.netagent.rtnetlink import Rule
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
@@ -109,7 +110,7 @@ def test_rule(interface: Interface, table: int, priority: int, flags: tuple[bool
 def test_a_rule_with_an_unknown_attribute_is_not_for_all(kind: int, narrowed: bool) -> None:
     """FRA_FLOW is no selector; FRA_DSCP, FRA_FLOWLABEL and FRA_DSCP_MASK are, and one of a later kernel may be."""
     header = rtnetlink.FIB_RULE_HDR.pack(2, 0, 0, 0, 255, 0, 0, 1, 0)
-    attribute = rtnetlink.RTATTR.pack(8, kind) + bytes(4)
+    attribute = pack_attribute(kind, bytes(4))
     rule = rtnetlink.decode_rule(header + attribute)
     assert rule is not None
     assert rule.is_for_all is not narrowed
@@ -117,9 +118,7 @@ def test_a_rule_with_an_unknown_attribute_is_not_for_all(kind: int, narrowed: bo
 
 def test_a_rule_with_source_and_destination_is_no_operations() -> None:
     header = rtnetlink.FIB_RULE_HDR.pack(2, 32, 32, 0, 255, 0, 0, 1, 0)
-    to, source = (
-        rtnetlink.RTATTR.pack(8, kind) + ip_address(text).packed for kind, text in ((1, "10.0.1.9"), (2, "10.0.1.10"))
-    )
+    to, source = (pack_attribute(kind, ip_address(text).packed) for kind, text in ((1, "10.0.1.9"), (2, "10.0.1.10")))
     both, one = (
         rtnetlink.decode_rule(header + to + source),
         rtnetlink.decode_rule(header[:1] + b"\0" + header[2:] + source),
@@ -147,7 +146,7 @@ def test_decodes_an_address_without_a_peer_or_without_any(local: str | None) -> 
 
 def test_addresses_of_other_families_are_left_out() -> None:
     """A dump of all families has those of MCTP and Phonet, with one byte each."""
-    body = rtnetlink.IFADDRMSG.pack(45, 0, 0, 0, 3) + rtnetlink.RTATTR.pack(5, rtnetlink.IFA_LOCAL) + b"\x09\0\0\0"
+    body = rtnetlink.IFADDRMSG.pack(45, 0, 0, 0, 3) + pack_attribute(rtnetlink.IFA_LOCAL, b"\x09")
     assert rtnetlink.decode_address(body) is None
 
 
