@@ -145,3 +145,18 @@ def test_settings_for_kubernetes_nodes_leave_pod_addresses_alone() -> None:
         [link] = [each for each in ip(lab, "link") if each["ifname"] == lab.nics[1].name]
         assert "UP" not in link["flags"]
         assert all(lab.reachability([lab.nics[0].addresses[0]]).values())
+
+
+def test_subnet_of_routed_pods_has_a_route_if_allowed() -> None:
+    """As in docs/clouds.md, no_manage. The pod's link is a bridge here, because the lab's interfaces are veths."""
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        primary, other = lab.nics
+        lab.write_config(f'[Network]\nExclude = "{primary.name}"\n{CONFIG}AllowAddresses = "10.0.1.0/24"\n')
+        lab.batch(["link add pod0 type bridge", "link set pod0 up"])
+        lab.batch(["route add 10.0.1.65 dev pod0", "rule add priority 512 to 10.0.1.65 lookup main"])
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
+        assert all(lab.reachability(other.addresses).values())
+        [route] = ip(lab, "route", "get", "10.0.1.65", "from", other.addresses[0])
+        assert route["dev"] == "pod0"
