@@ -45,7 +45,7 @@ from .rtnetlink import Address, Link, NextHop, NextHopObject, Route, Rule
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_GET_STRICT_CHK = 1, 2, 5, 12
 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
 _BATCH = 128  # messages per send(), so that their acknowledgements fit into the buffer
-_JOIN_SECONDS = 1.0
+JOIN_SECONDS = 1.0
 """Limit of the wait for the kernel's work on new IPv6 addresses, before they are removed."""
 _ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
 ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV6_ROUTE}
@@ -268,13 +268,15 @@ class Kernel:
         It joins the group of a new address a moment later (addrconf_dad_work), and adds the address's route of type
         local then. If the address is removed before, it leaves the group all the same: an address of another program
         with the same last 24 bits would lose the group, and neighbours would no longer find that address (RFC 4291,
-        section 2.7.1). Returns False if some have no route after _JOIN_SECONDS, as kept ones of a link that is down.
+        section 2.7.1). On a link that is down, it does neither. Returns False if some have no route after JOIN_SECONDS.
         """
         removals = [op for op in part if isinstance(op, AddressRemove) and op.interface.version == 6]
-        waiting, end = {(op.link, op.interface.ip) for op in removals}, monotonic() + _JOIN_SECONDS
+        waiting, end = {(op.link, op.interface.ip) for op in removals}, monotonic() + JOIN_SECONDS
         while waiting and monotonic() < end:
             with contextlib.suppress(OSError, MemoryError):
                 waiting -= self._joined()
+                links_up = {link.index for link in self.links() if link.up} if waiting else set()
+                waiting = {(link, ip) for link, ip in waiting if link in links_up}
             if waiting:
                 sleep(0.001)
         return not waiting

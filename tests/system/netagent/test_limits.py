@@ -439,6 +439,30 @@ def test_small_default_buffers_are_enough(lab: Lab) -> None:
     assert done.stdout == "{0}\n0\n"
 
 
+KEPT = """
+import socket
+from ipaddress import ip_interface
+from cloud_network.netagent import kernel
+from cloud_network.netagent.operations import AddressRemove
+kernel.JOIN_SECONDS = 1000
+removal = AddressRemove(socket.if_nametoindex("eth0"), ip_interface("fd02::aa:bbcc/64"))
+print(kernel.Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)).change([removal]))
+"""
+
+
+def test_removals_do_not_wait_for_links_that_are_down(lab: Lab) -> None:
+    """With keep_addr_on_down, the link has addresses without routes. The other one's group is joined later."""
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"])
+    lab.batch(["link set eth0 up", *(f"address add fd0{at}::aa:bbcc/64 dev eth0 nodad" for at in (1, 2))])
+    lab.batch(["link set eth0 down"])
+    done = lab.run([sys.executable, "-I", "-c", KEPT], timeout=30)
+    lab.batch(["link set eth0 up"])
+    lab.wait_for(lambda: "ff02::1:ffaa:bbcc" in lab.run(["ip", "-6", "maddress", "show", "dev", "eth0"]).stdout)
+    lab.batch(["address delete fd01::aa:bbcc/64 dev eth0"])
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=0"])
+    assert done.stdout == "[0]\n"
+
+
 NO_IPV6 = """
 import socket
 from cloud_network.netagent import kernel
