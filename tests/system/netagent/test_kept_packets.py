@@ -33,10 +33,13 @@ def module_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(module_lab: Lab) -> Iterator[Lab]:
-    """The lab. Afterwards remove the test's and netagent's objects from it."""
+    """The lab. Afterwards remove the test's and netagent's objects from it.
+
+    The kernel keeps the route of a prefix with a lifetime when it removes the address.
+    """
     yield module_lab
-    clean = "ip route flush proto static; ip address flush dev eth0 scope global; ip link set eth0 up"
-    module_lab.run(["sh", "-c", clean])
+    clean = "ip route flush proto static; ip address flush dev eth0 scope global; ip -6 route flush root fd00::/8"
+    module_lab.run(["sh", "-c", f"{clean}; ip link set eth0 up"])
     with Wire(module_lab) as wire:
         wire.ask(request="flush", id="after")
 
