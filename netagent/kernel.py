@@ -35,6 +35,7 @@ from .operations import (
     Change,
     ForwardedReplies,
     IPAddress,
+    LinkDown,
     LinkMark,
     LinkUp,
     RouteRemove,
@@ -53,6 +54,8 @@ ROUTE_GROUPS = {socket.AF_INET: RTNLGRP_IPV4_ROUTE, socket.AF_INET6: RTNLGRP_IPV
 FAMILIES = tuple(ROUTE_GROUPS)
 
 Object = TypeVar("Object")
+JoinedAddresses = set[tuple[int, IPAddress]]
+"""Link and IP of IPv6 addresses whose multicast groups the kernel has joined: see Kernel.change."""
 
 
 class DumpError(OSError):
@@ -245,24 +248,30 @@ class Kernel:
             raise DumpError(f"a netlink datagram of more than {MAX_DATAGRAM} bytes")
         return datagram
 
-    def change(self, ops: Sequence[Change], *, stop: bool = True) -> list[int | None]:
+    def change(
+        self, ops: Sequence[Change], *, stop: bool = True, joined: JoinedAddresses | None = None
+    ) -> list[int | None]:
         """Carry out `ops` in order. Returns an errno for each operation that was sent: 0: done, None: not known.
 
         With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
-        back every operation that was sent and is not known to have failed.
+        back every operation that was sent and is not known to have failed. A caller with many small changes passes the
+        same `joined` each time, so that it need not be read again.
         """
         results: list[int | None] = [None] * len(ops)
-        may_wait = True
+        may_wait, joined = True, JoinedAddresses() if joined is None else joined
         for start, part in _batches(ops):
-            may_wait = may_wait and self._wait_for_groups(part)
+            may_wait = may_wait and self._wait_for_groups(part, joined)
             with contextlib.suppress(OSError):  # the errno of an unacknowledged operation stays None
                 self._change_batch(part, start, results)
+            joined -= {(op.link, op.interface.ip) for op in part if isinstance(op, AddressAdd)}
+            if any(isinstance(op, LinkUp | LinkDown) for op in part):
+                joined.clear()
             end = start + len(part)
             if stop and any(errno != 0 for errno in results[start:end]):
                 return results[:end]
         return results
 
-    def _wait_for_groups(self, part: Sequence[Change]) -> bool:
+    def _wait_for_groups(self, part: Sequence[Change], joined: JoinedAddresses) -> bool:
         """Wait until the kernel has joined the multicast groups of the IPv6 addresses that `part` removes.
 
         It joins the group of a new address a moment later (addrconf_dad_work), and adds the address's route of type
@@ -271,17 +280,18 @@ class Kernel:
         section 2.7.1). On a link that is down, it does neither. Returns False if some have no route after JOIN_SECONDS.
         """
         removals = [op for op in part if isinstance(op, AddressRemove) and op.interface.version == 6]
-        waiting, end = {(op.link, op.interface.ip) for op in removals}, monotonic() + JOIN_SECONDS
+        waiting, end = {(op.link, op.interface.ip) for op in removals} - joined, monotonic() + JOIN_SECONDS
         while waiting and monotonic() < end:
             with contextlib.suppress(OSError, MemoryError):
-                waiting -= self._joined()
+                joined |= self._joined()
+                waiting -= joined
                 links_up = {link.index for link in self.links() if link.up} if waiting else set()
                 waiting = {(link, ip) for link, ip in waiting if link in links_up}
             if waiting:
                 sleep(0.001)
         return not waiting
 
-    def _joined(self) -> set[tuple[int, IPAddress]]:
+    def _joined(self) -> JoinedAddresses:
         """Return the link and the address of the kernel's IPv6 routes of type local, from table local or of a VRF."""
         kind, protocol = rtnetlink.RTN_LOCAL, rtnetlink.RTPROT_KERNEL
         header = rtnetlink.RTMSG.pack(socket.AF_INET6, 0, 0, 0, 0, protocol, 0, kind, 0)

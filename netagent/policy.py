@@ -219,6 +219,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
         has_route = view.addresses.owns(each) or (link, network) in view.foreign.ipv6_connected
         if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
+    if is_single(network):
+        return
     for subnet in view.networks.subnets.containing(link, network):
         foreign = any(not view.addresses.owns(each) for each in view.addresses.in_network(link, subnet))
         if subnet != network and foreign and not view.foreign.has_on_link_route(link, subnet):
@@ -281,6 +283,7 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
         check_connected_route(op.link, network, view)
+    if op.connected_route:
         check_prefix_route(op.link, network, view)
     if use := view.gateways.protects(ip):
         raise Refusal(f"{ip} is {use}")
@@ -353,11 +356,16 @@ def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
     return view.own_routes.get((op.table, op.destination))
 
 
+def check_changed_once(op: RouteReplace | RouteRemove, view: View) -> None:
+    """Raise Refusal for a second change of a route in one request: the rollback must know the route before both."""
+    if (op.table, op.destination) in view.changed_routes:
+        raise Refusal(f"the route to {op.destination} twice in one request")
+
+
 def check_route_replace(op: RouteReplace, view: View) -> Change:
     """Accept a route in the link's tables, on link or through a gateway of the cloud, and a range in table local."""
     existing = existing_route(op, view)
-    if existing is not None and existing.changed:
-        raise Refusal(f"the route to {op.destination} twice in one request")  # the undo order would be ambiguous
+    check_changed_once(op, view)
     if op.table == TABLE_LOCAL:
         check_local_range(op, view)
     elif op.gateway is None:
@@ -367,7 +375,8 @@ def check_route_replace(op: RouteReplace, view: View) -> Change:
         check_destination(op, view)
     if existing is None:
         check_room(view)
-    view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway, changed=True))
+    view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
+    view.changed_routes.add((op.table, op.destination))
     if existing is None:
         return op.inverse(None)
     return op.inverse(RouteReplace(op.table, existing.link, op.destination, existing.gateway))
@@ -506,9 +515,9 @@ def check_route_remove(op: RouteRemove, view: View) -> Change:
     existing = view.own_routes.get((op.table, op.destination))
     if existing is None or (existing.link, existing.gateway) != (op.link, op.gateway):
         raise Refusal(f"table {op.table} has no such route to {op.destination}")
-    if existing.changed:
-        raise Refusal(f"the route to {op.destination} twice in one request")
+    check_changed_once(op, view)
     view.remove_route(op.table, op.destination)
+    view.changed_routes.add((op.table, op.destination))
     return op.inverse()
 
 

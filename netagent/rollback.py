@@ -14,7 +14,7 @@ from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from typing import TypeVar
 
 from .claims import is_single, single
-from .kernel import Kernel, split_before_removals
+from .kernel import JoinedAddresses, Kernel, split_before_removals
 from .operations import (
     EVERYTHING,
     PROTOCOL,
@@ -69,19 +69,21 @@ class Rollback:
         self, kernel: Kernel, look: Callable[[], View], links: Mapping[int, str], *, all_applied: bool
     ) -> None:
         self._kernel, self._look, self._links, self._all_applied = kernel, look, links, all_applied
+        self._joined = JoinedAddresses()
 
     def undo(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops`, except those that must not be. Returns those that were not carried out.
 
-        Rules for main are added first, before the routes and rules that need them, and removed last. The other rules
-        are added when their addresses are back. Links are set down after their addresses are removed.
+        Rules for main are added first, before the routes and rules that need them, and removed last. Routes through a
+        gateway, and then the other rules, are added when their addresses are back. Links are set down after their
+        addresses are removed.
         """
         mains = [op for op in ops if isinstance(op, RuleAdd | RuleRemove) and is_main_rule(op)]
         rules = [op for op in ops if isinstance(op, RuleAdd) and op not in mains]
         late = {*mains, *rules}
         others = [op for op in ops if op not in late]
         remaining = self._undo_rules([op for op in mains if isinstance(op, RuleAdd)])
-        remaining += self._undo_parts(sorted(others, key=lambda op: isinstance(op, LinkDown)))
+        remaining += self._undo_parts(sorted(others, key=_stage))
         remaining += self._undo_rules(rules)
         return remaining + self._undo_rules([op for op in mains if isinstance(op, RuleRemove)])
 
@@ -103,29 +105,32 @@ class Rollback:
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
         for part in split_before_removals(_without_detours(ops)):
-            pending = list[Change]()
+            pending, replaced = list[Change](), dict[Change, RouteRemove]()
             for op in part:
                 if isinstance(op, AddressRemove) and not state.has(op):
                     continue
+                removal = state.removal_instead(op)
                 if obstacle := state.obstacle(op):
                     remaining.append(Remaining(op, obstacle))
-                    removal = state.removal_instead(op)
                     if removal is None or state.obstacle(removal):
                         continue
                     op = removal
+                elif removal is not None and removal.table != TABLE_LOCAL:  # a rule may need a range
+                    replaced[op] = removal
                 pending.append(state.without_replacing(op))
                 state.record(op)
             failed = self._carry_out(pending)
             for each in failed:
                 state.forget(each.op)  # later removals must not count on this address or range
             remaining += failed
+            remaining += self._carry_out([replaced[each.op] for each in failed if each.op in replaced])
         return remaining
 
     def _carry_out(self, ops: Sequence[Change]) -> list[Remaining]:
         """Carry out `ops`, and retry those that fail. Returns those that still do."""
         failed: list[tuple[Change, int | None]] = [(op, None) for op in ops]
         for _ in range(UNDO_ATTEMPTS):
-            errnos = self._kernel.change([op for op, _ in failed], stop=False)
+            errnos = self._kernel.change([op for op, _ in failed], stop=False, joined=self._joined)
             tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
             failed = [(op, errno) for op, errno in tried if not is_done(op, errno)]
         return [failure(op, errno) for op, errno in failed]
@@ -160,6 +165,13 @@ def _check_rule(op: Operation, view: View) -> None:
         check_flush(op, view)
     else:
         check_operation(op, view)
+
+
+def _stage(op: Change) -> int:
+    """Return 1 for a route through a gateway, which needs an address; 2 for a link to set down; 0 for all others."""
+    if isinstance(op, LinkDown):
+        return 2
+    return int(isinstance(op, RouteReplace) and op.gateway is not None)
 
 
 def _is_guarded(op: Change) -> bool:

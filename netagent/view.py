@@ -70,7 +70,6 @@ class OwnRoute:
 
     link: int
     gateway: IPAddress | None
-    changed: bool = False  # by this request
 
 
 class View:
@@ -91,6 +90,7 @@ class View:
         self._divided: dict[tuple[int, int], IPNetwork | None] = {}  # by link and IP version: see divided_network
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self.earlier_routes = Counter[int]()  # by link, owned routes in tables of an earlier RouteTableBase=
+        self.changed_routes = set[tuple[int, IPNetwork]]()  # table and destination of each route operation
         self.changed_mtus = set[int]()  # links whose MTU this request changes
         self.marks, self.static_neighbours = snapshot.marks, snapshot.static_neighbours
         self._read_addresses(snapshot.addresses)
@@ -173,7 +173,7 @@ class View:
         for (table, destination), route in sorted(found, key=lambda each: each[1].gateway is not None):
             if destination.version == 4:
                 self.remove_route(table, destination)
-                if not route.changed:  # otherwise, the inverse of the operation that changed it restores the former one
+                if (table, destination) not in self.changed_routes:  # otherwise, the inverse restores the former one
                     self.lost_routes.append(RouteReplace(table, link, destination, route.gateway))
 
     def is_subnet_of_address(self, link: int, network: IPNetwork) -> bool:

@@ -76,3 +76,12 @@ def test_failed_route_replacement_leaves_nothing(lab: Lab, wire: Wire) -> None:
     before = kernel_state(lab)
     assert "twice in one request" in wire.apply(first, second)["reason"]
     assert kernel_state(lab) == before
+
+
+def test_route_is_changed_once_in_a_request(lab: Lab, wire: Wire) -> None:
+    """The rollback took a route that the request had removed and added again for the request's own."""
+    on = ifindex(lab, "eth0")
+    out = route(on, "10.5.0.0/24")
+    assert wire.apply(out)["verdict"] == "applied"
+    answer = wire.apply(address(on, "10.5.0.9/24"), {**out, "op": "route_remove"}, out)
+    assert (answer["position"], answer["reason"]) == (2, "the route to 10.5.0.0/24 twice in one request")

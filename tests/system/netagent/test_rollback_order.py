@@ -246,3 +246,46 @@ def test_rule_for_main_of_the_request_goes_in_spite_of_earlier_tables(lab: Lab) 
     start(lab)
     assert audit_lines(lab)[-1]["not_undone"] == []
     assert "31010" not in lab.run(["ip", "rule"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "others"),
+    [("10.5.0.", "10.6.0.", ("10.7.0.8/32", "10.7.0.9/32")), ("fd05::", "fd06::", ("fd07::8/128", "fd07::9/128"))],
+)
+def test_gateways_are_reached_again_before_their_routes(lab: Lab, near: str, far: str, others: tuple[str, str]) -> None:
+    """Two other addresses split the rollback into parts. The address of the route is in a later one than the route."""
+    lab.stop("netagent")
+    lab.write_config(f'{CONFIG}AllowGateways = "{near}1 {far}1"\n')
+    start(lab)
+    on, (length, everything) = ifindex(lab, "eth0"), ("64", "::/0") if ":" in near else ("24", "0.0.0.0/0")
+    own = [address(on, f"{each}9/{length}") for each in (near, far)]
+    left = left_after(
+        lab,
+        [*own, address(on, others[1]), route(on, everything, f"{near}1")],
+        [
+            gone(on, f"{near}9/{length}"),
+            address(on, others[0]),
+            gone(on, others[1]),
+            route(on, everything, f"{far}1"),
+        ],
+        [],
+    )
+    assert left == []
+    shown = lab.run(["ip", "-6" if ":" in near else "-4", "route", "show", "table", str(9999 + on)]).stdout
+    assert shown.startswith(f"default via {near}1 dev eth0")
+
+
+def test_route_of_the_request_goes_if_the_kernel_refuses_the_former_one(lab: Lab) -> None:
+    """Another link has the address by which the former gateway was reached."""
+    lab.stop("netagent")
+    lab.write_config(f'{CONFIG}AllowGateways = "10.5.0.1 10.6.0.1"\n')
+    start(lab)
+    on = ifindex(lab, "eth0")
+    left = left_after(
+        lab,
+        [address(on, "10.5.0.9/24"), address(on, "10.6.0.9/24"), route(on, "0.0.0.0/0", "10.5.0.1")],
+        [gone(on, "10.5.0.9/24"), route(on, "0.0.0.0/0", "10.6.0.1")],
+        ["address add 10.5.0.9/32 dev lo"],
+    )
+    assert left == ["address_add", "route_replace"]
+    assert f"table {9999 + on}" not in routes(lab, "eth0")

@@ -182,13 +182,14 @@ PREFIX_ROUTES = {
 
 
 @pytest.mark.parametrize("whose", PREFIX_ROUTES)
-def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, whose: str) -> None:
+@pytest.mark.parametrize("prefix", ["fd00:abc::/64", "fd00:abc::5/128"])
+def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, prefix: str, whose: str) -> None:
     """The kernel would remove it with an owned address; a router's would meanwhile not count as learned."""
-    on = ifindex(lab, "eth0")
-    sh(lab, f"ip -6 route add fd00:abc::/64 dev eth0 {PREFIX_ROUTES[whose]}")
-    assert "another program routes fd00:abc::/64" in reason(wire, address(on, "fd00:abc::5/64"))
-    apply(wire, address(on, "fd00:abc::5/128"))
-    sh(lab, "ip -6 route flush fd00:abc::/64")
+    own = address(ifindex(lab, "eth0"), f"fd00:abc::5/{prefix.partition('/')[2]}")
+    sh(lab, f"ip -6 route add {prefix} dev eth0 {PREFIX_ROUTES[whose]}")
+    assert f"another program routes {prefix}" in reason(wire, own)
+    apply(wire, {**own, "prefix": 128, "route": False})
+    sh(lab, f"ip -6 route flush {prefix}")
 
 
 def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.netagent import transaction, view
-from cloud_network.netagent.kernel import Kernel
+from cloud_network.netagent.kernel import JoinedAddresses, Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, Change
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
@@ -46,7 +46,9 @@ class DoingKernel(Kernel):
         snapshot = Snapshot(links, tuple(self._addresses), tuple(self._routes), (), frozenset())
         return View(snapshot, Settings(), Known())
 
-    def change(self, ops: Sequence[Change], *, stop: bool = True) -> list[int | None]:
+    def change(
+        self, ops: Sequence[Change], *, stop: bool = True, joined: JoinedAddresses | None = None
+    ) -> list[int | None]:
         return [0] * len(ops)
 
 
