@@ -283,12 +283,12 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
         check_connected_route(op.link, network, view)
-    if op.connected_route:
-        check_prefix_route(op.link, network, view)
     if use := view.gateways.protects(ip):
         raise Refusal(f"{ip} is {use}")
     if view.addresses.has_peer(ip):  # with the address, the kernel would remove an IPv6 route to the peer
         raise Refusal(f"{ip} is the peer of an address of this host")
+    if op.connected_route:
+        check_prefix_route(op.link, network, view)
     holders = view.addresses.holders(ip)
     if holders and not is_owned_with_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
@@ -410,6 +410,8 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
     if is_single(network) and view.is_edge(network.network_address):
         raise Refusal(f"{network} is the network's or broadcast address of its subnet")
+    if is_single(network):
+        check_host_of_lease(op.link, network.network_address, view)
     if (peer := view.addresses.peer_inside(network)) is not None:
         raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
     check_covered(network, view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, None))

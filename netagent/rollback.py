@@ -104,7 +104,7 @@ class Rollback:
             left = self._carry_out([op for op in ops if not _is_guarded(op)])
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
-        for part in split_before_removals(_without_detours(ops)):
+        for part in split_before_removals(_without_detours(ops, all_applied=self._all_applied)):
             pending, replaced = list[Change](), dict[Change, RouteRemove]()
             for op in part:
                 if isinstance(op, AddressRemove) and not state.has(op):
@@ -206,24 +206,25 @@ def failure(op: Change, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
-def _without_detours(ops: Sequence[Change]) -> list[Change]:
+def _without_detours(ops: Sequence[Change], *, all_applied: bool) -> list[Change]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
     The request added and removed such an address itself: it is gone, and need not be added for a rollback. It must be
     if another address of the link is removed in between: without it, that could be the last one, whose routes would go.
+    Without `all_applied`, the removal stays: the request may have added the address and not removed it.
     """
     added = dict[tuple[int, IPInterface], tuple[int, int]]()  # position, and removals of the link's addresses before
-    cancelled, removals = set[int](), Counter[int]()
+    left_out, removals = set[int](), Counter[int]()
     for at, op in enumerate(ops):
         if isinstance(op, AddressAdd):
             added[op.link, op.interface] = at, removals[op.link]
         elif isinstance(op, AddressRemove):
             begin, before = added.pop((op.link, op.interface), (at, -1))
             if before == removals[op.link]:
-                cancelled |= {begin, at}
+                left_out |= {begin, at} if all_applied else {begin}
             else:
                 removals[op.link] += 1
-    return [op for at, op in enumerate(ops) if at not in cancelled]
+    return [op for at, op in enumerate(ops) if at not in left_out]
 
 
 class RollbackState:

@@ -294,7 +294,8 @@ class View:
         A resolver, or a gateway of links on which main does not have this subnet.
         """
         before: Set[int] = self._links_before.get(network, frozenset())
-        replaces_route = link in before  # this request replaces the address with the connected route
+        # True if this request replaces the address with the connected route, which a link that is down does not have.
+        replaces_route = link in before and not self.links.is_down(link)
         sharing = {other for other in before if self.foreign.has_on_link_route(other, network)} | {link}
         for ip, links in self.gateways.links_inside(network):
             others = links - sharing

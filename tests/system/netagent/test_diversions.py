@@ -629,7 +629,8 @@ def test_a_host_from_dhcp_is_not_claimed_by_another_interface(lab: Lab) -> None:
     """systemd-networkd adds such routes to name and time servers of the lease."""
     lab.batch(["route add 10.77.9.9 dev eth1 scope link proto dhcp"])
     secondary, primary = ifindex(lab, "eth0"), ifindex(lab, "eth1")
-    assert refused(lab, address(secondary, "10.77.9.9/32")) == "10.77.9.9 is a host on eth1, by DHCP"
+    for op in (address(secondary, "10.77.9.9/32"), route(secondary, "10.77.9.9/32", table=255)):
+        assert refused(lab, op) == "10.77.9.9 is a host on eth1, by DHCP"
     assert "overlaps a subnet of eth1" in refused(lab, route(secondary, "10.77.9.8/29", table=255))
     with Wire(lab) as wire:
         assert wire.apply(address(secondary, "10.77.9.10/32"))["verdict"] == "applied"

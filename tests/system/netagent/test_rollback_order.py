@@ -235,6 +235,19 @@ def test_route_that_was_never_changed_stays(lab: Lab) -> None:
     assert f"default via 10.0.2.1 table {9999 + on}" in routes(lab, "eth0")
 
 
+def test_address_that_the_request_had_yet_to_remove_goes(lab: Lab) -> None:
+    """netagent was killed between the addition and the removal of the same address."""
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.5.0.9/24"))["verdict"] == "applied"
+    lab.stop("netagent")
+    undo = [{**address(on, "10.5.0.9/24"), "route": True}, gone(on, "10.5.0.9/24")]
+    lab.path("/run/cloud-network-netagent/ledger").write_bytes(msgpack.packb(("open", undo, [])))
+    start(lab)
+    assert audit_lines(lab)[-1]["not_undone"] == []
+    assert "10.5.0.9" not in lab.run(["ip", "address", "show", "dev", "eth0"]).stdout
+
+
 def test_rule_for_main_of_the_request_goes_in_spite_of_earlier_tables(lab: Lab) -> None:
     """The operator has set another RouteTableBase= meanwhile: no request could remove a rule for main."""
     on = ifindex(lab, "eth0")
