@@ -33,6 +33,7 @@ class ForeignRoutes:
         self._routes: NetworkIndex[Route] = NetworkIndex()
         self._halves: list[tuple[Route, NextHop]] = []  # to halves of the address space: a VPN for everything
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
+        self._connected = set[tuple[int, IPNetwork]]()  # by link: connected routes, also of owned addresses
         self._hops: dict[IPNetwork, Sequence[ForeignHop]] = {}  # see hops
         self._divided: dict[IPNetwork, bool] = {}  # see is_divided
         self.ipv6_connected = set[tuple[int, IPNetwork]]()  # by link, with the kernel's protocol and metric
@@ -48,11 +49,15 @@ class ForeignRoutes:
         for network in address.connected_networks:
             hops, kind, protocol = (NextHop(address.link, None),), rtnetlink.RTN_UNICAST, rtnetlink.RTPROT_KERNEL
             route = Route(TABLE_MAIN, network, hops, kind, protocol, 0, address.ip, expires=False)
-            self._routes.add(network, route)
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        self._routes.add(route.destination, route)
+        self._connected.update((hop.link, route.destination) for hop in route.hops if self._is_of_address(route, hop))
 
     def add(self, route: Route) -> None:
         """Add a foreign route, and what it says about networks and gateways."""
-        self._routes.add(route.destination, route)
+        self._add(route)
         if route.table == TABLE_LOCAL:
             if route.kind == rtnetlink.RTN_LOCAL and _is_by_hand(route):  # AnyIP: a range, or by a subnet on lo
                 self._networks.local_ranges.add(route.hops[0].link, route.destination)
@@ -151,7 +156,8 @@ class ForeignRoutes:
         if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
             by_gateway = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
-        is_connected = self._is_of_address(route, hop)
+        by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and hop.gateway is None
+        is_connected = by_kernel and (link, route.destination) in self._connected
         parent = self._links.parent(link) if is_connected and not hop.encapsulates else 0
         return ForeignHop(
             destination=route.destination,

@@ -93,3 +93,14 @@ def test_check_names_the_rule_for_main_that_another_rule_needs(lab: Lab) -> None
         found = wire.ask(request="check", ops=removals)["refusals"]
         assert [(each["position"], "31012 must come after it" in each["reason"]) for each in found] == [(10, True)]
         assert wire.apply(*removals[:10])["verdict"] == "applied"
+
+
+def test_refused_operations_do_not_change_later_answers(lab: Lab) -> None:
+    """A subnet moves, and grows. Its route in main is that of the address which the request removes."""
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", "link set spare up"])
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "spare")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.5.0.193/26"))["verdict"] == "applied"
+    moves = [address(on, "10.5.0.193/26", "address_remove"), address(other, "10.5.0.130/25")]
+    assert refusals(lab, *moves) == []
+    assert [each["position"] for each in refusals(lab, address(other, "10.5.0.129/25"), *moves)] == [0]
