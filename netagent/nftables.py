@@ -222,9 +222,9 @@ def _chain(name: bytes, *more: Attribute) -> tuple[Attribute, ...]:
 
 
 def _base_chain(name: bytes, hook: int, priority: int) -> tuple[Attribute, ...]:
-    where = _be32(NFTA_HOOK_HOOKNUM, hook), Attribute(NFTA_HOOK_PRIORITY, SBE32.pack(priority))
+    hook_and_priority = _be32(NFTA_HOOK_HOOKNUM, hook), Attribute(NFTA_HOOK_PRIORITY, SBE32.pack(priority))
     policy, kind = _be32(NFTA_CHAIN_POLICY, NF_ACCEPT), Attribute(NFTA_CHAIN_TYPE, b"filter\0")
-    return _chain(name, Attribute(NFTA_CHAIN_HOOK, where), policy, kind)
+    return _chain(name, Attribute(NFTA_CHAIN_HOOK, hook_and_priority), policy, kind)
 
 
 BASE_CHAINS = (
@@ -265,9 +265,9 @@ def replacement(marks: Sequence[LinkMark], mask: int) -> list[Packed]:
 
 
 def _new_rule(rule: Rule) -> Packed:
-    where = Attribute(NFTA_RULE_TABLE, TABLE), Attribute(NFTA_RULE_CHAIN, rule.chain)
+    table_and_chain = Attribute(NFTA_RULE_TABLE, TABLE), Attribute(NFTA_RULE_CHAIN, rule.chain)
     expressions = Attribute(NFTA_RULE_EXPRESSIONS, rule.expressions)
-    return _message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (*where, expressions))
+    return _message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (*table_and_chain, expressions))
 
 
 GET_TABLE_AND_BASE_CHAINS = (
