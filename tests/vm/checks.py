@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -60,18 +59,14 @@ def all_reachable(guest: Guest) -> bool:
     return all(guest.lab.reachability().values())
 
 
-def misrouted(guest: Guest, new: Collection[str] = ()) -> list[LostPackets]:
+def misrouted(guest: Guest) -> list[LostPackets]:
     """Return packets that left by a link that does not own their source, while all addresses are reachable.
 
-    The tests connect to `new` addresses while netagent adds them. A SYN that arrives between an address and its rules
-    is answered by main's routes: one packet from each of them to each destination is not counted. Those of IPv6 count
-    from now on: before the router of a link has advertised itself, main's routes lead the link's packets. Not counted:
-    multicast reports from 0.0.0.0, of links without an address; IPv6 packets of an interface that was unplugged,
-    because the kernel retransmits the data of its connections through any other link for minutes.
+    Those of IPv6 count from now on: before the router of a link has advertised itself, main's routes lead the link's
+    packets. Not counted: multicast reports from 0.0.0.0, of links without an address; IPv6 packets of an interface that
+    was unplugged, because the kernel retransmits the data of its connections through any other link for minutes.
     """
-    before = [
-        lost for lost in guest.lab.lost() if ":" not in lost.source and not (lost.source in new and lost.packets == 1)
-    ]
+    before = [lost for lost in guest.lab.lost() if ":" not in lost.source]
     guest.lab.fabric.clear_lost()
     guest.wait_for(lambda: all_reachable(guest), message="all addresses")
     owned = {address for nic in guest.lab.nics for address in nic.all_addresses}

@@ -71,6 +71,23 @@ def wait_for_state(guest: Guest, expected: list[str]) -> None:
     assert normalized(network_state(guest)) == expected
 
 
+def check_new_link(guest: Guest, name: str, nic: Nic) -> dict[str, Any]:
+    """Wait until netagent has configured the link, then check its packets. Returns what the API says of the link.
+
+    A connection between the addition of an address and that of its rules would be answered by main's routes.
+    """
+
+    def configured() -> dict[str, Any]:
+        code, body = guest.get(f"/api/v1/links/{name}")
+        link: dict[str, Any] = json.loads(body) if code == 200 else {}
+        there = {each["address"] for each in link.get("addresses", ())}
+        return link if link.get("state") == "ok" and there >= {*nic.all_addresses} else {}
+
+    link = guest.wait_for(configured, message=f"the configuration of {name}")
+    assert misrouted(guest) == []
+    return link
+
+
 class KernelChecks:
     """Base class of the test classes of virtual machines."""
 
@@ -82,8 +99,7 @@ class KernelChecks:
     def test_an_interface_comes_and_goes_while_it_runs(self, guest: VirtualMachine) -> None:
         before = complete_state(guest)
         with plugged(guest) as nic:
-            guest.wait_for(lambda: all_reachable(guest), message="the new interface's addresses")
-            assert misrouted(guest, new=nic.all_addresses) == []
+            check_new_link(guest, link_of(guest, nic.mac), nic)
             assert guest.run("cnctl", "status", "network").count(nic.addresses[-1]) == 1
         wait_for_state(guest, before)
         assert all_reachable(guest)
@@ -99,9 +115,7 @@ class KernelChecks:
                 guest.run("cnctl", "refresh", check=False)  # no VLAN is a reason to read the metadata again
                 refused(guest, nic)
                 with guest.configured('[Netagent]\nAllowKinds = "vlan"\n'):
-                    guest.wait_for(lambda: all_reachable(guest), message="the VLAN's addresses")
-                    assert misrouted(guest, new=nic.all_addresses) == []
-                    link = json.loads(guest.get(f"/api/v1/links/{VLAN_LINK}")[1])
+                    link = check_new_link(guest, VLAN_LINK, nic)
                     assert {each["address"] for each in link["addresses"]} == {*nic.all_addresses}
                     guest.run("ip", "link", "delete", VLAN_LINK)
                     guest.wait_for(
@@ -126,9 +140,7 @@ class KernelChecks:
                 key = 'AllowKinds="bond"'
                 guest.wait_for(lambda: key in unwrapped(guest.run("cnctl", "status", check=False)), message="the key")
                 with guest.configured('[Netagent]\nAllowKinds = "bond"\n'):
-                    guest.wait_for(lambda: all_reachable(guest), message="the bond's addresses")
-                    assert misrouted(guest, new=nic.all_addresses) == []
-                    link = json.loads(guest.get(f"/api/v1/links/{BOND}")[1])
+                    link = check_new_link(guest, BOND, nic)
                     assert {each["address"] for each in link["addresses"]} == {*nic.all_addresses}
                     assert guest.run("ip", "-4", "address", "show", "dev", port) == ""
             finally:
