@@ -24,9 +24,9 @@ class Addresses:
     """The addresses by link, by address and by network."""
 
     def __init__(self, addresses: Iterable[Address], owned: OwnedAddresses | None) -> None:
-        """`owned` are those of the ledger; None if the kernel has IFA_PROTO."""
+        """`owned` are those of the ledger; None if the kernel has IFA_PROTO, which `have_protocol` tells."""
         there = list(addresses)
-        self.tagged = owned is None or any(address.protocol is not None for address in there)
+        self.have_protocol = owned is None or any(address.protocol is not None for address in there)
         self._owned = owned or frozenset()
         self._all: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # by link and address
@@ -72,7 +72,7 @@ class Addresses:
 
         Addresses that this request adds have the protocol in any case.
         """
-        in_ledger = not self.tagged and (address.link, address.ip) in self._owned
+        in_ledger = not self.have_protocol and (address.link, address.ip) in self._owned
         return in_ledger or address.protocol == PROTOCOL
 
     def get(self, link: int, interface: IPInterface) -> Address | None:
@@ -114,7 +114,7 @@ class Addresses:
         """Return True if the link has an address of this family."""
         return self.counts.of(link, version) > 0
 
-    def connect(self, link: int, network: IPNetwork) -> bool:
+    def has_connected_route(self, link: int, network: IPNetwork) -> bool:
         """Return True if an address of the link has a connected route to this network, or will have it once up."""
         return self._connected[link, network] > 0
 

@@ -120,7 +120,8 @@ class ForeignRoutes:
         if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None:
             return False
         if route.destination.version == 6:
-            return not (is_single(route.destination) and self._addresses.has_peer(route.destination.network_address))
+            ip = route.destination.network_address
+            return not is_single(route.destination) or hop.link in self._addresses.holders(ip)
         return bool(self._addresses.in_network(hop.link, route.destination))
 
     # Conflicts with claims.
@@ -231,10 +232,10 @@ class ForeignRoutes:
         routes = self._routes.exactly(single(ip))
         return any(route.kind in (rtnetlink.RTN_BROADCAST, rtnetlink.RTN_ANYCAST) for route in routes)
 
-    def links_by_dhcp(self, ip: IPAddress) -> Iterator[int]:
-        """Yield the links on which DHCP has put this single address."""
+    def links_by_lease(self, ip: IPAddress) -> Iterator[int]:
+        """Yield the links on which DHCP or a router has put this single address."""
         for route in self._routes.exactly(single(ip)):
-            if route.protocol == rtnetlink.RTPROT_DHCP:
+            if route.protocol in _BY_LEASE:
                 yield from (hop.link for hop in route.hops if _puts_on_link(route, hop))
 
     def links_in_main(self, network: IPNetwork) -> set[int]:

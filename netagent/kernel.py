@@ -70,7 +70,7 @@ class Kernel:
 
     def __init__(self, sock: socket.socket, netfilter: Netfilter | None = None) -> None:
         self._socket, self._sequence = sock, 0
-        self._group, self._is_changed = 0, False  # the multicast group, and True after its first notification
+        self._group, self._is_changed = 0, False  # the netlink multicast group, and True after its first notification
         self.netfilter, self.mark_mask = netfilter, 0
         # The kernel has answered when send() returns. An answer that cannot be read then was lost, so a read never
         # has to wait, and ENOBUFS gives no further information.
@@ -168,25 +168,25 @@ class Kernel:
         """
         found = list[bytes]()
         for _ in range(_ROUTE_DUMPS):
-            self._join(group)
+            self._subscribe(group)
             try:
                 bodies = self._bodies(rtnetlink.RTM_GETROUTE, header)
             finally:
-                self._leave()
+                self._unsubscribe()
             found = list(dict.fromkeys(found + bodies)) if found else bodies
             if not self._is_changed:
                 break
         self._drain()
         return found
 
-    def _join(self, group: int) -> None:
-        """Join a multicast group, to notice changes."""
+    def _subscribe(self, group: int) -> None:
+        """Join a netlink multicast group, to notice changes."""
         self._drain()
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         self._group, self._is_changed = group, False
 
-    def _leave(self) -> None:
-        """Leave the multicast group, unless the first notification did that."""
+    def _unsubscribe(self) -> None:
+        """Leave the netlink multicast group, unless the first notification did that."""
         if self._group:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, self._group)
             self._group = 0
@@ -241,7 +241,7 @@ class Kernel:
     def _receive(self) -> bytes:
         datagram, _, flags, (_, groups) = self._socket.recvmsg(MAX_DATAGRAM)
         if groups:  # a notification: further ones would only fill the buffer
-            self._leave()
+            self._unsubscribe()
             self._is_changed = True
             return b""
         if flags & socket.MSG_TRUNC:
@@ -283,7 +283,7 @@ class Kernel:
         waiting, end = {(op.link, op.interface.ip) for op in removals} - joined, monotonic() + JOIN_SECONDS
         while waiting and monotonic() < end:
             with contextlib.suppress(OSError, MemoryError):
-                joined |= self._joined()
+                joined |= self._joined_addresses()
                 waiting -= joined
                 links_up = {link.index for link in self.links() if link.up} if waiting else set()
                 waiting = {(link, ip) for link, ip in waiting if link in links_up}
@@ -291,7 +291,7 @@ class Kernel:
                 sleep(0.001)
         return not waiting
 
-    def _joined(self) -> JoinedAddresses:
+    def _joined_addresses(self) -> JoinedAddresses:
         """Return the link and the address of the kernel's IPv6 routes of type local, from table local or of a VRF."""
         kind, protocol = rtnetlink.RTN_LOCAL, rtnetlink.RTPROT_KERNEL
         header = rtnetlink.RTMSG.pack(socket.AF_INET6, 0, 0, 0, 0, protocol, 0, kind, 0)

@@ -61,7 +61,7 @@ class Links:
         """Return True for an interface of the cloud that Exclude= does not name."""
         return self.is_cloud(index) and not self.is_excluded(index)
 
-    def is_service_link(self, index: int) -> bool:
+    def is_lo_or_dummy(self, index: int) -> bool:
         """Return True for a link whose addresses only this host uses: lo or a dummy (such as kube-ipvs0)."""
         found = self.get(index)
         return found is not None and (found.loopback or found.kind == "dummy")

@@ -265,10 +265,11 @@ def check_special_address(ip: IPAddress, view: View) -> None:
 
 
 def check_host_of_lease(link: int, ip: IPAddress, view: View) -> None:
-    """Raise Refusal if this host would keep packets to a host that DHCP has put on another link (a time server)."""
-    other = next((each for each in view.foreign.links_by_dhcp(ip) if each != link), None)
+    """Raise Refusal for a host that DHCP or a router has put on another link (a time server)."""
+    other = next((each for each in view.foreign.links_by_lease(ip) if each != link), None)
     if other is not None and not view.is_allowed(single(ip)):
-        raise Refusal(f"{ip} is a host on {view.name(other)}, by DHCP", allow=allow_addresses(single(ip)))
+        reason = f"{ip} is a host on {view.name(other)}, by DHCP or a router"
+        raise Refusal(reason, allow=allow_addresses(single(ip)))
 
 
 def check_address_add(op: AddressAdd, view: View) -> Change:
@@ -436,6 +437,8 @@ def check_on_link(op: RouteReplace, view: View) -> None:
 def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal for an on-link route to a network that is not yet one of the link."""
     check_claim(link, network, network, view)
+    if is_single(network):
+        check_host_of_lease(link, network.network_address, view)
     check_nesting(link, network, view)
     check_width(link, network, view)
     if any(True for _ in view.networks.held.overlapping(link, network)):
@@ -644,7 +647,8 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     """Return True if addresses that the rule selects belong to the link, whatever other links have.
 
     A single source belongs to it if the link has it, also if another link has it, too (no request can make such a
-    duplicate), or if a local range of the link contains it. If only lo or virtual links have it: see belongs_despite.
+    duplicate), or if a local range of the link contains it. If only lo or virtual links have it, see
+    belongs_although_held_by.
     """
     network = rule.selector
     if rule.to:
@@ -655,7 +659,7 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
         holders = view.addresses.holders(network.network_address)
         if not holders:
             return in_range
-        return link in holders or belongs_despite(holders, network, link, view)
+        return link in holders or belongs_although_held_by(holders, network, link, view)
     if rule.local:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)
@@ -705,13 +709,13 @@ def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     if rule.to or (is_single(network) and view.addresses.holders(network.network_address)):
         return None
     holders, ranges = view.networks.held.links(network) - {link}, view.networks.local_ranges.links(network) - {link}
-    if not (is_single(network) or rule.local) and ranges and belongs_despite(ranges, network, link, view):
+    if not (is_single(network) or rule.local) and ranges and belongs_although_held_by(ranges, network, link, view):
         ranges = set()
     tunnels = set() if is_single(network) or rule.local else view.foreign.tunnels_to(link, network)
     return min(holders | ranges | tunnels, default=None)
 
 
-def belongs_despite(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
+def belongs_although_held_by(users: Iterable[int], network: IPNetwork, link: int, view: View) -> bool:
     """Return True if an address or range belongs to a link although other links, its `users`, have it.
 
     These must be lo or virtual links except for tunnels. It must lie in a subnet of this link and of no other: a
@@ -720,7 +724,7 @@ def belongs_despite(users: Iterable[int], network: IPNetwork, link: int, view: V
     if any(view.links.is_cloud(user) or not view.links.may_have_cloud_addresses(user) for user in users):
         return False
     around = {other for subnet, other in view.networks.subnets.around(network) if view.links.is_cloud(other)}
-    for_itself = all(view.links.is_service_link(user) for user in users) and claims.within(network, claims.PRIVATE)
+    for_itself = all(view.links.is_lo_or_dummy(user) for user in users) and claims.within(network, claims.PRIVATE)
     return around == {link} and (for_itself or view.networks.learned.covers(link, network))
 
 

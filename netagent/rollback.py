@@ -324,7 +324,7 @@ class RollbackState:
                 self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
 
     def forget(self, op: Change) -> None:
-        """Count an owned address as removed, or an address or a new route as not restored."""
+        """Count an owned address as removed, or an address or a new route as not restored. Other operations stay."""
         match op:
             case AddressAdd() | AddressRemove():
                 if (address := self._view.addresses.get(op.link, op.interface)) is not None:
@@ -350,14 +350,16 @@ class RollbackState:
             return equal
         is_ipv6 = op.interface.version == 6
         there = addresses.entries(op.link, op.interface.ip)
-        return next((each for each in there if is_ipv6 or (addresses.tagged and each.protocol != PROTOCOL)), None)
+        return next(
+            (each for each in there if is_ipv6 or (addresses.have_protocol and each.protocol != PROTOCOL)), None
+        )
 
     def _was_never_removed(self, address: Address) -> bool:
         """Return True if an address that must be restored is there already and owned: the request did not remove it.
 
         Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
         """
-        return address.protocol == PROTOCOL if self._view.addresses.tagged else not self._all_applied
+        return address.protocol == PROTOCOL if self._view.addresses.have_protocol else not self._all_applied
 
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""
@@ -368,7 +370,7 @@ class RollbackState:
         address = self._view.addresses.get(op.link, op.interface)
         if address is None:
             return None
-        if self._view.addresses.tagged and address.protocol != PROTOCOL:
+        if self._view.addresses.have_protocol and address.protocol != PROTOCOL:
             return "another program has added or changed it since"
         last = op.interface.version == 4 and self._view.addresses.counts.is_last(address)
         if last and (kept := self._route_that_stays(op.link)):

@@ -52,7 +52,7 @@ class RoutesAtRisk:
     by_source: Mapping[IPAddress, Route]  # by preferred source
     by_link: Mapping[int, Route]  # IPv4 routes, by link
     by_prefix: Mapping[tuple[int, IPNetwork], Route]  # IPv6 routes, by link and prefix: see is_prefix_route
-    by_unconnected_prefix: Mapping[tuple[int, IPNetwork], Route]  # the same, if the kernel has no route
+    by_unconnected_prefix: Mapping[tuple[int, IPNetwork], Route]  # of any metric, if the prefix has no connected route
 
 
 def find_routes_at_risk(routes: Iterable[Route], addresses: Iterable[Address]) -> RoutesAtRisk:

@@ -265,7 +265,7 @@ class View:
 
     def is_virtual_address(self, network: IPNetwork) -> bool:
         """Return True for an address that only links of other programs have, and not all of them lo or a dummy."""
-        return not all(map(self.links.is_service_link, self._virtual_holders(network)))
+        return not all(map(self.links.is_lo_or_dummy, self._virtual_holders(network)))
 
     def has_virtual_network(self, network: IPNetwork) -> bool:
         """Return True for an address that only links of other programs have, and one of them with a network or peer."""
@@ -275,7 +275,11 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        others = {other for _, other in self.networks.subnets.around(network) if self.addresses.connect(other, network)}
+        others = {
+            other
+            for _, other in self.networks.subnets.around(network)
+            if self.addresses.has_connected_route(other, network)
+        }
         others |= self.foreign.links_in_main(network)
         return any(other != link and self.links.is_cloud(other) for other in others)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -625,16 +626,29 @@ def test_subnet_that_only_a_vpn_routes_stays_in_the_vpn(lab: Lab, tmp_path: Path
 # Addresses of other hosts, and special addresses of this one.
 
 
-def test_a_host_from_dhcp_is_not_claimed_by_another_interface(lab: Lab) -> None:
+@pytest.mark.parametrize(("host", "wider", "beside"), [("10.77.9.9/32", 29, "10"), ("fd77::9/128", 125, "a")])
+@pytest.mark.parametrize("protocol", ["dhcp", "ra"])
+def test_a_host_of_a_lease_is_not_claimed_by_another_interface(
+    lab: Lab, host: str, wider: int, beside: str, protocol: str
+) -> None:
     """systemd-networkd adds such routes to name and time servers of the lease."""
-    lab.batch(["route add 10.77.9.9 dev eth1 scope link proto dhcp"])
+    lab.batch([f"route add {host} dev eth1 proto {protocol}"])
     secondary, primary = ifindex(lab, "eth0"), ifindex(lab, "eth1")
-    for op in (address(secondary, "10.77.9.9/32"), route(secondary, "10.77.9.9/32", table=255)):
-        assert refused(lab, op) == "10.77.9.9 is a host on eth1, by DHCP"
-    assert "overlaps a subnet of eth1" in refused(lab, route(secondary, "10.77.9.8/29", table=255))
+    for op in (address(secondary, host), route(secondary, host, table=255), route(secondary, host)):
+        assert refused(lab, op) == f"{host.partition('/')[0]} is a host on eth1, by DHCP or a router"
+    around = ip_interface(f"{host.partition('/')[0]}/{wider}").network
+    assert "overlaps a subnet of eth1" in refused(lab, route(secondary, str(around), table=255))
     with Wire(lab) as wire:
-        assert wire.apply(address(secondary, "10.77.9.10/32"))["verdict"] == "applied"
-        assert wire.apply(address(primary, "10.77.9.9/32"))["verdict"] == "applied"
+        assert wire.apply(address(secondary, host.replace("9/", f"{beside}/")))["verdict"] == "applied"
+        assert wire.apply(address(primary, host))["verdict"] == "applied"
+
+
+def test_a_host_route_with_the_kernels_protocol_is_another_programs(lab: Lab) -> None:
+    """The kernel itself adds such an IPv6 route only for an address of the link, or the peer of one."""
+    lab.batch(["route add fd77::9/128 dev eth1 proto kernel"])
+    secondary = ifindex(lab, "eth0")
+    for op in (address(secondary, "fd77::9/128"), route(secondary, "fd77::9/128", table=255)):
+        assert "another program routes by eth1" in refused(lab, op)
 
 
 JOIN_ANYCAST = """
