@@ -348,11 +348,9 @@ class RollbackState:
         addresses = self._view.addresses
         if (equal := addresses.get(op.link, op.interface)) is not None:
             return equal
-        is_ipv6 = op.interface.version == 6
         there = addresses.entries(op.link, op.interface.ip)
-        return next(
-            (each for each in there if is_ipv6 or (addresses.have_protocol and each.protocol != PROTOCOL)), None
-        )
+        foreign = [each for each in there if addresses.have_protocol and each.protocol != PROTOCOL]
+        return next(iter(there if op.interface.version == 6 else foreign), None)
 
     def _was_never_removed(self, address: Address) -> bool:
         """Return True if an address that must be restored is there already and owned: the request did not remove it.

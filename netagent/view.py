@@ -275,11 +275,8 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        others = {
-            other
-            for _, other in self.networks.subnets.around(network)
-            if self.addresses.has_connected_route(other, network)
-        }
+        around = {other for _, other in self.networks.subnets.around(network)}
+        others = {other for other in around if self.addresses.has_connected_route(other, network)}
         others |= self.foreign.links_in_main(network)
         return any(other != link and self.links.is_cloud(other) for other in others)
 
