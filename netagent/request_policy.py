@@ -210,6 +210,10 @@ def orphans_of_addresses(accepted: Sequence[Accepted], limits: Limits, view: Vie
             yield Refused(f"{shown(each.orphan)} depends on it; remove the rule before it", each.position)
         elif each.removed_justification is not None:
             removed.setdefault(each.removed_justification, each.position)
+        if isinstance(each.op, AddressRemove):  # its subnet may also justify rules of other links: View.is_in_subnet
+            subnet = each.op.interface.network
+            for link in view.links_with_route(subnet):
+                removed.setdefault((link, subnet), each.position)
     justified = set[RuleRemove]()
     for (link, network), position in removed.items():
         if limits.are_over():

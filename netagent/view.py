@@ -214,14 +214,24 @@ class View:
     def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
         """Return True if `network` is a part of a subnet of the link: of one of its addresses, or a learned one.
 
-        Also if it is a part of a learned subnet of another link in the same subnet. Other on-link routes are no
-        evidence: a client can make one for any private network, and an operator's may be as wide as a /1.
+        Also if it is a part of a subnet of another link that the link has on link, too: of an address, or a learned
+        one. Other on-link routes are no evidence: a client can make one for any private network, and an operator's may
+        be as wide as a /1.
         """
         own, learned = self.networks.own_on_link, self.networks.learned_by_cloud
-        shared = (each for each in own.containing(link, network) if each in learned)
+        shared = (each for each in own.containing(link, network) if each in learned or self._has_address_with(each))
         there = self.networks.subnets.containing(link, network)
         around = (each for each in there if self._is_evidence(link, each))
         return any(each != network for each in (*around, *shared))
+
+    def _has_address_with(self, subnet: IPNetwork) -> bool:
+        """Return True if an interface of the cloud has an address with this subnet."""
+        links = {link for network, link in self.networks.subnets.around(subnet) if network == subnet}
+        return any(self.links.is_managed(link) and self.addresses.in_network(link, subnet) for link in links)
+
+    def links_with_route(self, subnet: IPNetwork) -> set[int]:
+        """Return the links that have exactly this subnet on link in one of their tables."""
+        return {link for network, link in self.networks.own_on_link.around(subnet) if network == subnet}
 
     def divided_network(self, link: int, version: int) -> IPNetwork | None:
         """Return an on-link network of the link of which another program routes all or a part elsewhere, or None.

@@ -59,3 +59,19 @@ def test_range_of_earlier_pods_is_left_alone() -> None:
         lab.start("fetcher")
         lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), 10, "the addresses")
         check_range_is_removed(lab)
+
+
+def test_range_in_a_subnet_of_two_secondary_interfaces() -> None:
+    """AWS: neither has the subnet by DHCP, and the range is not of the one that gets its connected route."""
+    subnet, block = "10.0.2.0/24", "10.0.2.64/28"
+    spec = Spec((Interface("10.0.1.0/24", 2), Interface(subnet, 2), Interface(subnet, 2, prefixes=(block,))))
+    with running_lab(spec, "", "netagent", "fetcher") as lab:
+        primary, first, last = lab.nics
+        lab.wait_for(lambda: status(lab)["state"] == "ok", 20, "state ok")
+        selects = [each["table"] for each in own_objects(lab, "rule-4") if each["src"] == "10.0.2.64"]
+        assert selects
+        assert all(lab.reachability().values())
+        lab.detach_interface(first.mac, "metadata", lambda: refresh(lab))
+        lab.wait_for(lambda: refresh(lab) == "ok", 20, "state ok without the other interface")
+        assert [each["table"] for each in own_objects(lab, "rule-4") if each["src"] == "10.0.2.64"] == selects
+        assert all(lab.reachability([*primary.addresses, *last.addresses]).values())

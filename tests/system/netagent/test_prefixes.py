@@ -209,3 +209,18 @@ def test_no_rule_for_a_range_if_the_operator_wants_none(lab: Lab) -> None:
         assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
     lab.batch([f"route delete local {each} dev eth0" for each in theirs])
     assert reasons == [f"{each} is no address or range of eth0" for each in (theirs[0], "10.80.0.7/32")]
+
+
+def test_range_of_a_subnet_that_two_links_share_needs_the_address_of_one(lab: Lab, wire: Wire) -> None:
+    """Only one of them has the connected route. The other has the subnet on link in its table."""
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", "link set spare up"])
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "spare")
+    own = address(on, "10.5.0.9/24")
+    near, selects = route(other, "10.5.0.0/24"), rule("10.5.0.64/28", 9999 + other)
+    assert wire.apply(address(other, "10.5.0.10/32"), near)["verdict"] == "applied"
+    assert "is no address or range of spare" in wire.apply(selects)["reason"]
+    assert wire.apply(own, selects)["verdict"] == "applied"
+    gone, unselected = address(on, "10.5.0.9/24", "address_remove"), {**selects, "op": "rule_remove"}
+    for needed in (gone, {**near, "op": "route_remove"}):
+        assert "rule 31000 from 10.5.0.64/28 depends on it" in wire.apply(needed)["reason"]
+    assert wire.apply(unselected, gone)["verdict"] == "applied"
