@@ -22,7 +22,7 @@ from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, NextHop, R
 from .side_effects import IP6_RT_PRIO_ADDRCONF
 
 _DISCARDS = (rtnetlink.RTN_BLACKHOLE, rtnetlink.RTN_UNREACHABLE, rtnetlink.RTN_PROHIBIT)
-_BY_LEASE = (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
+_DHCP_OR_RA = (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
 
 
 class ForeignRoutes:
@@ -33,7 +33,7 @@ class ForeignRoutes:
         self._routes: NetworkIndex[Route] = NetworkIndex()
         self._halves: list[tuple[Route, NextHop]] = []  # to halves of the address space: a VPN for everything
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
-        self._connected = set[tuple[int, IPNetwork]]()  # by link: connected routes, also of owned addresses
+        self._connected_before = set[tuple[int, IPNetwork]]()  # the request, connected routes by link
         self._hops: dict[IPNetwork, Sequence[ForeignHop]] = {}  # see hops
         self._divided: dict[IPNetwork, bool] = {}  # see is_divided
         self.ipv6_connected = set[tuple[int, IPNetwork]]()  # by link, with the kernel's protocol and metric
@@ -53,7 +53,9 @@ class ForeignRoutes:
 
     def _add(self, route: Route) -> None:
         self._routes.add(route.destination, route)
-        self._connected.update((hop.link, route.destination) for hop in route.hops if self._is_of_address(route, hop))
+        self._connected_before.update(
+            (hop.link, route.destination) for hop in route.hops if self._is_of_address(route, hop)
+        )
 
     def add(self, route: Route) -> None:
         """Add a foreign route, and what it says about networks and gateways."""
@@ -106,7 +108,7 @@ class ForeignRoutes:
         network = route.destination
         if _is_wider_than_of_a_cloud(network):
             return False
-        if route.protocol in _BY_LEASE:
+        if route.protocol in _DHCP_OR_RA:
             return True
         if route.protocol != rtnetlink.RTPROT_KERNEL or network.version == 4 or is_single(network):
             return False
@@ -151,14 +153,15 @@ class ForeignRoutes:
         """Return one next hop of a foreign route. A tunnel (encap) is not the cloud's, even on a link of the cloud."""
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self._links.is_cloud(link) and not hop.encapsulates
-        by_lease = route.protocol in _BY_LEASE
+        by_dhcp_or_ra = route.protocol in _DHCP_OR_RA
         version = route.destination.version
-        by_gateway = gateway is None or by_lease or self._gateways.is_router_of_cloud(link, gateway, version)
+        by_gateway = gateway is None or by_dhcp_or_ra or self._gateways.is_router_of_cloud(link, gateway, version)
         if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
-            by_gateway = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
-        to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
+            by_gateway = by_dhcp_or_ra or (gateway is None and self._is_subnet_of_cloud(route, hop))
+        # systemd-networkd adds such a route to the gateway, and to name and time servers: see hosts_of_leases.
+        is_host_of_lease = by_dhcp_or_ra and gateway is None and is_single(route.destination)
         by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and hop.gateway is None
-        is_connected = by_kernel and (link, route.destination) in self._connected
+        is_connected = by_kernel and (link, route.destination) in self._connected_before
         parent = self._links.parent(link) if is_connected and not hop.encapsulates else 0
         return ForeignHop(
             destination=route.destination,
@@ -166,7 +169,7 @@ class ForeignRoutes:
             gateway=gateway,
             discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),
             by_cloud=on_cloud and by_gateway and (route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST),
-            is_connected=on_cloud and (to_gateway or is_connected),
+            is_connected=on_cloud and (is_host_of_lease or is_connected),
             parent=parent,
             is_learned_by_parent=self._networks.learned.has(parent, route.destination),
             is_local=route.table == TABLE_LOCAL,
@@ -232,19 +235,21 @@ class ForeignRoutes:
         routes = self._routes.exactly(single(ip))
         return any(route.kind in (rtnetlink.RTN_BROADCAST, rtnetlink.RTN_ANYCAST) for route in routes)
 
-    def links_by_lease(self, ip: IPAddress) -> Iterator[int]:
-        """Yield the links on which DHCP or a router has put this single address."""
-        for route in self._routes.exactly(single(ip)):
-            if route.protocol in _BY_LEASE:
-                yield from (hop.link for hop in route.hops if _puts_on_link(route, hop))
+    def hosts_of_leases(self, network: IPNetwork) -> Iterator[tuple[IPAddress, int]]:
+        """Yield the hosts in `network` that DHCP or a router has put on a link, in any table, and that link."""
+        for destination, route in self._routes.overlapping(network):
+            if is_single(destination) and route.protocol in _DHCP_OR_RA and route.kind == rtnetlink.RTN_UNICAST:
+                on_link = (hop.link for hop in route.hops if hop.gateway is None and hop.link)
+                yield from ((destination.network_address, link) for link in on_link)
 
     def links_in_main(self, network: IPNetwork) -> set[int]:
         """Return the links of main's foreign routes to exactly this network, also through gateways."""
         return {hop.link for route in self._in_main(network) for hop in route.hops}
 
     def has_on_link_route(self, link: int, network: IPNetwork) -> bool:
-        """Return True if main has a foreign route to exactly this network on the link, without a gateway."""
-        return any(hop.link == link and hop.gateway is None for route in self._in_main(network) for hop in route.hops)
+        """Return True if main has a foreign route to exactly this network on the link, for all packets, no gateway."""
+        routes = (route for route in self._in_main(network) if not route.restricted)
+        return any(hop.link == link and hop.gateway is None for route in routes for hop in route.hops)
 
     def _in_main(self, network: IPNetwork) -> Iterable[Route]:
         return (route for route in self._routes.exactly(network) if route.table == TABLE_MAIN)
@@ -272,7 +277,7 @@ def _is_wider_than_of_a_cloud(network: IPNetwork) -> bool:
 
 def _may_be_advertised_prefix(route: Route) -> bool:
     """Return True for an IPv6 on-link route as a neighbour can make it, by advertising a prefix of any length."""
-    by_router = route.protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA)
+    by_router = route.protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA) and route.kind == rtnetlink.RTN_UNICAST
     return route.destination.version == 6 and by_router and all(hop.gateway is None for hop in route.hops)
 
 

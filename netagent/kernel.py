@@ -263,7 +263,7 @@ class Kernel:
             may_wait = may_wait and self._wait_for_groups(part, joined)
             with contextlib.suppress(OSError):  # the errno of an unacknowledged operation stays None
                 self._change_batch(part, start, results)
-            joined -= {(op.link, op.interface.ip) for op in part if isinstance(op, AddressAdd)}
+            joined.difference_update((op.link, op.interface.ip) for op in part if isinstance(op, AddressAdd))
             if any(isinstance(op, LinkUp | LinkDown) for op in part):
                 joined.clear()
             end = start + len(part)
@@ -283,7 +283,7 @@ class Kernel:
         waiting, end = {(op.link, op.interface.ip) for op in removals} - joined, monotonic() + JOIN_SECONDS
         while waiting and monotonic() < end:
             with contextlib.suppress(OSError, MemoryError):
-                joined |= self._joined_addresses()
+                joined.update(self._joined_addresses())
                 waiting -= joined
                 links_up = {link.index for link in self.links() if link.up} if waiting else set()
                 waiting = {(link, ip) for link, ip in waiting if link in links_up}

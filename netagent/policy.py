@@ -101,6 +101,8 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     for network in view.addresses.local_when_up(op.link):
         if not view.is_allowed(network):
             check_conflicts(op.link, network, network, (), view)
+    for ip in {each.ip for each in view.addresses.all() if each.link == op.link and each.ip.version == 6}:
+        check_hosts_of_leases(op.link, single(ip), view)
     view.links.set_up(op.link)
     return op.inverse()
 
@@ -247,6 +249,9 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, is the peer of an address of this host")
         if holders := view.addresses.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
+        if any(True for _ in view.foreign.hosts_of_leases(single(edge))) and not view.is_allowed(network):
+            reason = f"{edge}, an end of {network}, is a host, by DHCP or a router"
+            raise Refusal(reason, allow=allow_addresses(network))
         if (TABLE_LOCAL, single(edge)) in view.own_routes:
             raise Refusal(f"{edge}, an end of {network}, has a route in table local of cloud-network; remove it first")
         ranges = (each for each, _ in view.networks.local_ranges.around(single(edge)))
@@ -264,12 +269,12 @@ def check_special_address(ip: IPAddress, view: View) -> None:
         raise Refusal(f"{ip} is a broadcast or anycast address of this host")
 
 
-def check_host_of_lease(link: int, ip: IPAddress, view: View) -> None:
-    """Raise Refusal for a host that DHCP or a router has put on another link (a time server)."""
-    other = next((each for each in view.foreign.links_by_lease(ip) if each != link), None)
-    if other is not None and not view.is_allowed(single(ip)):
-        reason = f"{ip} is a host on {view.name(other)}, by DHCP or a router"
-        raise Refusal(reason, allow=allow_addresses(single(ip)))
+def check_hosts_of_leases(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if `network` contains a host that DHCP or a router has put on another link (a time server)."""
+    for ip, other in view.foreign.hosts_of_leases(network):
+        if other != link and not view.is_allowed(single(ip)):
+            reason = f"{ip} is a host on {view.name(other)}, by DHCP or a router"
+            raise Refusal(reason, allow=allow_addresses(single(ip)))
 
 
 def check_address_add(op: AddressAdd, view: View) -> Change:
@@ -293,7 +298,7 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
     holders = view.addresses.holders(ip)
     if holders and not is_owned_with_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
-    check_host_of_lease(op.link, ip, view)
+    check_hosts_of_leases(op.link, single(ip), view)
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
@@ -302,6 +307,8 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
         raise Refusal(f"cloud-network has {MAX_ADDRESSES} addresses already")
     check_room(view)
     view.add_owned(op.link, op.interface, connected_route=op.connected_route)
+    if ip.version == 6:
+        view.added_ipv6.add((op.link, op.interface))
     return op.inverse()
 
 
@@ -329,6 +336,8 @@ def check_address_remove(op: AddressRemove, view: View) -> Change:
         raise Refusal(f"the link has no {op.interface}")
     if not view.addresses.owns(address):
         raise Refusal(f"cloud-network did not add {op.interface}")
+    if (op.link, op.interface) in view.added_ipv6:
+        raise Refusal(f"the request adds {op.interface} itself")  # each such removal would wait: Kernel.change
     if reason := lost_with_address(address, view):
         raise Refusal(reason)
     view.remove_address(address)
@@ -411,8 +420,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
     if is_single(network) and view.is_edge(network.network_address):
         raise Refusal(f"{network} is the network's or broadcast address of its subnet")
-    if is_single(network):
-        check_host_of_lease(op.link, network.network_address, view)
+    check_hosts_of_leases(op.link, network, view)
     if (peer := view.addresses.peer_inside(network)) is not None:
         raise Refusal(f"{network} contains {peer}, the peer of an address of this host")
     check_covered(network, view.held_elsewhere(op.link, network) or view.gateways.protected_inside(network, None))
@@ -438,7 +446,7 @@ def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal for an on-link route to a network that is not yet one of the link."""
     check_claim(link, network, network, view)
     if is_single(network):
-        check_host_of_lease(link, network.network_address, view)
+        check_hosts_of_leases(link, network, view)
     check_nesting(link, network, view)
     check_width(link, network, view)
     if any(True for _ in view.networks.held.overlapping(link, network)):

@@ -80,8 +80,8 @@ class Rollback:
         """
         mains = [op for op in ops if isinstance(op, RuleAdd | RuleRemove) and is_main_rule(op)]
         rules = [op for op in ops if isinstance(op, RuleAdd) and op not in mains]
-        late = {*mains, *rules}
-        others = [op for op in ops if op not in late]
+        separate = {*mains, *rules}
+        others = [op for op in ops if op not in separate]
         remaining = self._undo_rules([op for op in mains if isinstance(op, RuleAdd)])
         remaining += self._undo_parts(sorted(others, key=_stage))
         remaining += self._undo_rules(rules)

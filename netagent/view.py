@@ -92,6 +92,7 @@ class View:
         self.earlier_routes = Counter[int]()  # by link, owned routes in tables of an earlier RouteTableBase=
         self.changed_routes = set[tuple[int, IPNetwork]]()  # table and destination of each route operation
         self.changed_mtus = set[int]()  # links whose MTU this request changes
+        self.added_ipv6 = set[tuple[int, IPInterface]]()  # addresses that this request adds
         self.marks, self.static_neighbours = snapshot.marks, snapshot.static_neighbours
         self._read_addresses(snapshot.addresses)
         self._count_gateways(snapshot.nexthops)
@@ -305,12 +306,11 @@ class View:
         A resolver, or a gateway of links on which main does not have this subnet.
         """
         before: Set[int] = self._links_before.get(network, frozenset())
-        # True if this request replaces the address with the connected route, which a link that is down does not have.
-        replaces_route = link in before and not self.links.is_down(link)
+        had_route = link in before and not self.links.is_down(link)  # a link that is down has no connected route
         sharing = {other for other in before if self.foreign.has_on_link_route(other, network)} | {link}
         for ip, links in self.gateways.links_inside(network):
             others = links - sharing
-            if replaces_route:
+            if had_route:
                 others = {each for each in others if not self.networks.own_on_link.has(each, network)}
             if others:
                 return ip

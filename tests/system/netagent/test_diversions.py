@@ -549,6 +549,7 @@ def test_link_is_set_up_once_in_a_request(lab: Lab) -> None:
 KILL_SWITCHES = {
     "a default route that discards": ["route add blackhole ::/0 metric 1"],
     "ip's default metric": ["route add unreachable ::/0"],
+    "a protocol of routers": ["route add unreachable ::/0 proto ra"],
     "a VPN by halves": ["route add ::/1 dev wg0", "route add 8000::/1 dev wg0"],
 }
 
@@ -641,6 +642,49 @@ def test_a_host_of_a_lease_is_not_claimed_by_another_interface(
     with Wire(lab) as wire:
         assert wire.apply(address(secondary, host.replace("9/", f"{beside}/")))["verdict"] == "applied"
         assert wire.apply(address(primary, host))["verdict"] == "applied"
+
+
+@pytest.mark.parametrize(("host", "subnet"), [("10.77.9.255/32", "10.77.9.5/24"), ("fd77::/128", "fd77::5/64")])
+def test_a_host_of_a_lease_is_no_end_of_a_network(lab: Lab, host: str, subnet: str) -> None:
+    """It would become a broadcast address or, with IPv6 forwarding, an anycast address of this host."""
+    lab.batch([f"route add {host} dev eth1 proto dhcp"])
+    assert "is a host, by DHCP or a router" in refused(lab, address(ifindex(lab, "eth0"), subnet))
+
+
+def test_a_host_of_a_lease_in_another_table_is_not_claimed(lab: Lab) -> None:
+    """systemd-networkd adds the routes of a lease to RouteTable=, or to the table of a VRF."""
+    lab.batch(["route add 10.77.9.5 dev eth1 table 77 proto dhcp", "rule add to 10.77.9.0/24 lookup 77 pref 900"])
+    on = ifindex(lab, "eth0")
+    for op in (address(on, "10.77.9.5/32"), route(on, "10.77.9.5/32", table=255), route(on, "10.77.9.4/30", table=255)):
+        assert refused(lab, op) == "10.77.9.5 is a host on eth1, by DHCP or a router"
+
+
+@pytest.mark.parametrize("length", [64, 128])
+def test_a_host_of_a_lease_stays_when_a_link_comes_up(lab: Lab, length: int) -> None:
+    """The kernel has kept the address (keep_addr_on_down), and would make it local."""
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"])
+    lab.batch([f"address add fd77::9/{length} dev eth0 nodad", "link set eth0 down"])
+    lab.batch(["route add fd77::9/128 dev eth1 proto dhcp"])
+    assert "fd77::9 is a host on eth1" in refused(lab, {"op": "link_up", "link": ifindex(lab, "eth0")})
+
+
+@pytest.mark.parametrize(
+    ("own", "subnet", "narrow"),
+    [("10.5.0.7/24", "10.5.0.0/24", "tos 0x10"), ("fd05::7/64", "fd05::/64", "from fd99::/64")],
+)
+def test_a_route_for_some_packets_does_not_put_a_subnet_on_link(lab: Lab, own: str, subnet: str, narrow: str) -> None:
+    """All others go through the VPN that has the subnet of the address."""
+    lab.batch(["link add wg0 type bridge", "link set wg0 up", f"route add {subnet} dev wg0"])
+    lab.batch([f"address add {own} dev eth0 noprefixroute" + (" nodad" if ":" in own else "")])
+    lab.run(["ip", "-6" if ":" in own else "-4", "route", "add", *subnet.split(), *narrow.split(), "dev", "eth0"])
+    assert "another program routes by wg0" in refused(lab, route(ifindex(lab, "eth0"), subnet))
+
+
+def test_an_address_of_the_request_itself_is_not_removed(lab: Lab) -> None:
+    """Each such removal would wait until the kernel has joined the multicast group of the IPv6 address."""
+    on = ifindex(lab, "eth0")
+    removal = address(on, "fd77::9/128", "address_remove")
+    assert refused(lab, address(on, "fd77::9/128"), removal) == "the request adds fd77::9/128 itself"
 
 
 def test_a_host_route_with_the_kernels_protocol_is_another_programs(lab: Lab) -> None:
