@@ -17,9 +17,7 @@ class ForeignHop:
     gateway: IPAddress | None
     discards: bool  # blackhole, unreachable or prohibit; in main also throw
     by_cloud: bool  # through a link of the cloud: on link, or by a gateway of the cloud
-    is_connected: (
-        bool  # of an address of the cloud's links (also excluded ones), or to a single host by DHCP or a router
-    )
+    is_connected: bool  # of an address of the cloud's links (also excluded ones), or to a host by DHCP or a router
     parent: int = 0  # the interface of the cloud below `link`, if this is the connected route of a macvlan or ipvlan
     is_learned_by_parent: bool = False  # as a subnet
     is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
