@@ -48,9 +48,13 @@ def is_too_wide(destination: IPNetwork, learned: Iterable[IPNetwork]) -> bool:
 
 
 def is_wide_link_local(destination: IPNetwork, network: IPNetwork) -> bool:
-    """Return True for 169.254.0.0/16 or an IPv6 link-local network around `network`: several links may have them."""
-    may_be_shared = destination.version == 6 or destination.prefixlen == LINK_LOCAL[0].prefixlen
-    return is_link_local(destination) and may_be_shared and destination.prefixlen < network.prefixlen
+    """Return True for 169.254.0.0/16 or an IPv6 link-local network that is or contains `network`.
+
+    Several links may have them.
+    """
+    is_whole = destination.prefixlen == LINK_LOCAL[0].prefixlen
+    may_be_shared = not is_single(destination) if destination.version == 6 else is_whole
+    return is_link_local(destination) and may_be_shared and destination.prefixlen <= network.prefixlen
 
 
 def _leads_elsewhere(hop: ForeignHop, network: IPNetwork, link: int) -> bool:

@@ -341,6 +341,15 @@ def test_a_link_that_comes_up_takes_no_subnet_of_another_link(lab: Lab) -> None:
         assert wire.apply(up)["verdict"] == "applied"
 
 
+@pytest.mark.parametrize("own", ["169.254.3.3/16", "fe80::5/64"])
+def test_a_link_comes_up_with_a_link_local_network_that_a_bridge_has(lab: Lab, own: str) -> None:
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", f"address add {own} dev spare"])
+    lab.batch(["link add br0 type bridge", "link set br0 up", "address add 169.254.7.7/16 dev br0"])
+    lab.batch(["address add fe80::7/64 dev br0 nodad"])
+    with Wire(lab) as wire:
+        assert wire.apply({"op": "link_up", "link": ifindex(lab, "spare")})["verdict"] == "applied"
+
+
 @pytest.mark.parametrize("own", ["169.254.3.3 peer 169.254.20.10", "169.254.3.3 peer 169.254.169.254"])
 def test_a_link_that_comes_up_takes_no_link_local_service(lab: Lab, own: str) -> None:
     """The cache of a cluster's name servers, and the metadata server."""
