@@ -8,18 +8,7 @@ from errno import EINVAL, ENOENT
 
 from . import netlink, nftables
 from .claims import mark_bits
-from .netlink import (
-    DUMP_ATTEMPTS,
-    MAX_DATAGRAM,
-    NETLINK_CAP_ACK,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    SOL_NETLINK,
-    Packed,
-    Received,
-)
+from .netlink import Packed, Received
 from .operations import LinkMark
 
 
@@ -34,7 +23,7 @@ class Netfilter:
         self._socket, self._sequence = sock, 0
         self._socket.setblocking(False)  # the kernel has answered when send() returns
         netlink.enlarge_buffers(self._socket)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_CAP_ACK, 1)
 
     def close(self) -> None:
         """Close the socket."""
@@ -51,30 +40,30 @@ class Netfilter:
             found = self._exchange(nftables.replacement(marks, mask))
         except OSError:
             return None
-        errnos = [each.errno for each in found if each.kind == NLMSG_ERROR]
+        errnos = [each.errno for each in found if each.kind == netlink.NLMSG_ERROR]
         return next((errno for errno in errnos if errno), 0) if errnos else None
 
     def marks(self, mask: int) -> tuple[LinkMark, ...]:
         """Return the marks of the table; none if it is missing, incomplete or dormant. Raises NetfilterError."""
         answers = self._exchange(nftables.GET_TABLE_AND_BASE_CHAINS)
         for each in answers:
-            if each.kind == NLMSG_ERROR and each.errno not in (0, ENOENT):
+            if each.kind == netlink.NLMSG_ERROR and each.errno not in (0, ENOENT):
                 raise NetfilterError(each.errno, "nftables: read the table cloud_network")
-        if not nftables.is_active([each.body for each in answers if each.kind != NLMSG_ERROR]):
+        if not nftables.is_active([each.body for each in answers if each.kind != netlink.NLMSG_ERROR]):
             return ()
         found = (nftables.decode_rule(body) for body in self._dump(nftables.DUMP_RULES))
         return nftables.marks_of([rule for rule in found if rule is not None], mask)
 
     def _dump(self, request: Packed) -> list[bytes]:
         """Return the bodies of a complete dump. Repeat a dump that was interrupted."""
-        for _ in range(DUMP_ATTEMPTS):
-            found = self._exchange([Packed(request.kind, NLM_F_DUMP, request.body)])
-            interrupted = any(each.flags & NLM_F_DUMP_INTR for each in found)
-            if not interrupted and found and found[-1].kind == NLMSG_DONE:
+        for _ in range(netlink.DUMP_ATTEMPTS):
+            found = self._exchange([Packed(request.kind, netlink.NLM_F_DUMP, request.body)])
+            interrupted = any(each.flags & netlink.NLM_F_DUMP_INTR for each in found)
+            if not interrupted and found and found[-1].kind == netlink.NLMSG_DONE:
                 if found[-1].errno:
                     raise NetfilterError(found[-1].errno, "nftables: read the rules of the table cloud_network")
                 return [each.body for each in found[:-1]]
-        raise NetfilterError(f"nftables: the rules changed {DUMP_ATTEMPTS} times while they were read")
+        raise NetfilterError(f"nftables: the rules changed {netlink.DUMP_ATTEMPTS} times while they were read")
 
     def _exchange(self, messages: Sequence[Packed]) -> list[Received]:
         """Send messages as one datagram, and return the answers. Raises OSError."""
@@ -90,7 +79,7 @@ class Netfilter:
         found = list[Received]()
         while True:
             try:
-                datagram = self._socket.recv(MAX_DATAGRAM)
+                datagram = self._socket.recv(netlink.MAX_DATAGRAM)
             except BlockingIOError:
                 return [each for each in found if each.sequence >= first]
             found += netlink.messages(datagram)

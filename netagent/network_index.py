@@ -98,6 +98,10 @@ class NetworksByLink:
         """Yield the networks of all links that are or contain `network`, with their links."""
         return self._all.containing(network)
 
+    def links_with(self, network: IPNetwork) -> Sequence[int]:
+        """Return the links that have exactly this network."""
+        return self._all.exactly(network)
+
     def links(self, network: IPNetwork) -> set[int]:
         """Return the links that have a network that overlaps `network`."""
         return {link for link in self._links if any(True for _ in self.overlapping(link, network))}

@@ -212,7 +212,7 @@ def orphans_of_addresses(accepted: Sequence[Accepted], limits: Limits, view: Vie
             removed.setdefault(each.removed_justification, each.position)
         if isinstance(each.op, AddressRemove):  # its subnet may also justify rules of other links: View.is_in_subnet
             subnet = each.op.interface.network
-            for link in view.links_with_route(subnet):
+            for link in view.networks.own_on_link.links_with(subnet):
                 removed.setdefault((link, subnet), each.position)
     justified = set[RuleRemove]()
     for (link, network), position in removed.items():

@@ -227,12 +227,8 @@ class View:
 
     def _has_address_with(self, subnet: IPNetwork) -> bool:
         """Return True if an interface of the cloud has an address with this subnet."""
-        links = {link for network, link in self.networks.subnets.around(subnet) if network == subnet}
-        return any(self.links.is_managed(link) and self.addresses.in_network(link, subnet) for link in links)
-
-    def links_with_route(self, subnet: IPNetwork) -> set[int]:
-        """Return the links that have exactly this subnet on link in one of their tables."""
-        return {link for network, link in self.networks.own_on_link.around(subnet) if network == subnet}
+        managed = filter(self.links.is_managed, self.networks.subnets.links_with(subnet))
+        return any(self.addresses.in_network(link, subnet) for link in managed)
 
     def divided_network(self, link: int, version: int) -> IPNetwork | None:
         """Return an on-link network of the link of which another program routes all or a part elsewhere, or None.
