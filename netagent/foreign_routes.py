@@ -34,6 +34,7 @@ class ForeignRoutes:
         self._halves: list[tuple[Route, NextHop]] = []  # to halves of the address space: a VPN for everything
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self._connected_before = set[tuple[int, IPNetwork]]()  # the request, connected routes by link
+        self._any_ip = set[tuple[int, IPNetwork]]()  # by link, those in table local of other programs: see _add_local
         self._hops: dict[IPNetwork, Sequence[ForeignHop]] = {}  # see hops
         self._divided: dict[IPNetwork, bool] = {}  # see is_divided
         self.ipv6_connected = set[tuple[int, IPNetwork]]()  # by link, with the kernel's protocol and metric
@@ -61,8 +62,7 @@ class ForeignRoutes:
         """Add a foreign route, and what it says about networks and gateways."""
         self._add(route)
         if route.table == TABLE_LOCAL:
-            if route.kind == rtnetlink.RTN_LOCAL and _is_by_hand(route):  # AnyIP: a range, or by a subnet on lo
-                self._networks.local_ranges.add(route.hops[0].link, route.destination)
+            self._add_local(route)
             return
         if not route.destination.prefixlen:
             self._add_default(route)
@@ -74,6 +74,19 @@ class ForeignRoutes:
         for hop in route.hops:
             if _puts_on_link(route, hop):
                 self._add_on_link(route, hop)
+
+    def _add_local(self, route: Route) -> None:
+        """Add a route in table local: AnyIP or anycast, unless the kernel has added it for a single address.
+
+        The range of an address with a prefix on lo has the kernel's protocol, and so may a route of another program.
+        """
+        link, destination, is_local = route.hops[0].link, route.destination, route.kind == rtnetlink.RTN_LOCAL
+        by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and is_single(destination)
+        if by_kernel and (not is_local or link in self._addresses.holders(destination.network_address)):
+            return
+        self._any_ip.add((link, destination))
+        if is_local:
+            self._networks.local_ranges.add(link, destination)
 
     def _add_default(self, route: Route) -> None:
         in_main = route.table == TABLE_MAIN and not route.restricted
@@ -144,7 +157,7 @@ class ForeignRoutes:
         for _, route in self._routes.overlapping(network):
             if _is_throw(route) or route.destination.prefixlen <= 1:
                 continue
-            if route.table != TABLE_LOCAL or _is_by_hand(route):
+            if route.table != TABLE_LOCAL or (route.hops[0].link, route.destination) in self._any_ip:
                 for each in (self._foreign_hop(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.is_connected):
                         yield each
@@ -285,11 +298,6 @@ def _puts_on_link(route: Route, hop: NextHop) -> bool:
     """Return True for a next hop in main that puts the destination on a link."""
     direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
     return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST
-
-
-def _is_by_hand(route: Route) -> bool:
-    """Return True for a route in table local that another program made, and for the range of a subnet on lo."""
-    return route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
 
 
 def _is_throw(route: Route) -> bool:

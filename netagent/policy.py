@@ -101,10 +101,21 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     for network in view.addresses.local_when_up(op.link):
         if not view.is_allowed(network):
             check_conflicts(op.link, network, network, (), view)
-    for ip in {each.ip for each in view.addresses.all() if each.link == op.link and each.ip.version == 6}:
-        check_hosts_of_leases(op.link, single(ip), view)
+    for address in view.addresses.all():
+        if address.link == op.link and address.ip.version == 6:
+            check_kept_address(address, view)
     view.links.set_up(op.link)
     return op.inverse()
+
+
+def check_kept_address(address: Address, view: View) -> None:
+    """Raise Refusal if a link that is set up would make an IPv6 address local that another host has by now.
+
+    An operator may have given this host itself the address of a resolver, or the first of a subnet.
+    """
+    check_hosts_of_leases(address.link, single(address.ip), view)
+    if view.addresses.owns(address) and (use := view.gateways.protects(address.ip)):
+        raise Refusal(f"{address.ip}, which {view.name(address.link)} has, is {use} by now")
 
 
 def check_link_mtu(op: LinkMtu, view: View) -> Change:

@@ -668,6 +668,20 @@ def test_a_host_of_a_lease_stays_when_a_link_comes_up(lab: Lab, length: int) -> 
     assert "fd77::9 is a host on eth1" in refused(lab, {"op": "link_up", "link": ifindex(lab, "eth0")})
 
 
+def test_a_kept_address_that_is_a_resolver_stays_down(lab: Lab) -> None:
+    """It became one while the link was down. An operator may have given the host itself the address of one."""
+    on, file = ifindex(lab, "eth0"), lab.path("/etc/resolv.conf")
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"])
+    with Wire(lab) as wire:
+        assert wire.apply({**address(on, "fd77::9/128"), "route": False})["verdict"] == "applied"
+    lab.batch(["address add fd77::8/128 dev eth0 nodad", "link set eth0 down"])
+    file.write_text("nameserver fd77::9\n")
+    assert refused(lab, {"op": "link_up", "link": on}) == "fd77::9, which eth0 has, is a resolver's address by now"
+    file.write_text("nameserver fd77::8\n")
+    with Wire(lab) as wire:
+        assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
+
+
 @pytest.mark.parametrize(
     ("own", "subnet", "narrow"),
     [("10.5.0.7/24", "10.5.0.0/24", "tos 0x10"), ("fd05::7/64", "fd05::/64", "from fd99::/64")],

@@ -484,6 +484,27 @@ def test_a_destination_in_table_local_is_not_claimed(lab: Lab, kind: str, device
     assert verdict(lab, address(on, "10.50.0.77/32")) == "applied"
 
 
+@pytest.mark.parametrize(
+    ("single", "around"), [("10.15.0.5/32", "10.15.0.4/30"), ("fd15::5/128", "fd15::4/126"), ("10.15.0.5/32", "")]
+)
+def test_local_addresses_by_hand_with_the_kernels_protocol_stay(lab: Lab, single: str, around: str) -> None:
+    """No address of the link explains such a route, so another program needs it (AnyIP)."""
+    on = ifindex(lab, "eth0")
+    claim = route(on, around, table=255) if around else address(on, single)
+    lab.batch([f"route add local {single} dev lo proto kernel"])
+    assert f"{single}, which another program routes by lo" in refused(lab, claim)
+    lab.batch([f"route delete local {single} dev lo"])
+    assert verdict(lab, claim) == "applied"
+
+
+def test_an_own_address_does_not_count_as_local_by_hand(lab: Lab) -> None:
+    """The kernel removes the local route of an address with it, so that the range may move to another interface."""
+    on, other, text = ifindex(lab, "eth0"), ifindex(lab, "eth1"), "10.15.0.5/32"
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, text))["verdict"] == "applied"
+    assert verdict(lab, address(on, text, "address_remove"), route(other, "10.15.0.4/30", table=255)) == "applied"
+
+
 def test_a_rule_to_an_address_that_a_neighbour_has_is_refused(lab: Lab) -> None:
     """An IPv6 address that fails duplicate address detection is not local: packets to it leave the host."""
     lab.batch(["link add pair0 type veth peer name pair1", "link set pair0 up", "link set pair1 up"])
