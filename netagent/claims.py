@@ -216,7 +216,7 @@ def range_limit(network: IPNetwork, subnets: Iterable[IPNetwork]) -> str | None:
     return None
 
 
-def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
+def is_network_or_broadcast(address: IPAddress, subnet: IPNetwork) -> bool:
     """Return True for the network or broadcast address of a subnet that has them.
 
     The network address of an IPv6 subnet is that of its routers (subnet-router anycast, RFC 4291, section 2.6.1).

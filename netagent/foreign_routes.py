@@ -38,8 +38,8 @@ class ForeignRoutes:
         self._hops: dict[IPNetwork, Sequence[ForeignHop]] = {}  # see hops
         self._divided: dict[IPNetwork, bool] = {}  # see is_divided
         self.ipv6_connected = set[tuple[int, IPNetwork]]()  # by link, with the kernel's protocol and metric
-        self.unused_prefixes = set[tuple[int, IPNetwork]]()  # of routers, by link; no address there keeps their route
-        self.static_networks = set[tuple[int, IPNetwork]]()  # on link in main by a route that no address needs
+        self.prefixes_of_routers = set[tuple[int, IPNetwork]]()  # by link, those to which no address needs a route
+        self.on_link_without_address = set[tuple[int, IPNetwork]]()  # on link in main by a route that no address needs
 
     # Reading the routes. Addresses must be read before.
 
@@ -89,7 +89,7 @@ class ForeignRoutes:
             self._networks.local_ranges.add(link, destination)
 
     def _add_default(self, route: Route) -> None:
-        in_main = route.table == TABLE_MAIN and not route.restricted
+        in_main = route.table == TABLE_MAIN and not route.for_some_packets
         if in_main and not _may_be_advertised_prefix(route):
             self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
         for hop in route.hops:
@@ -110,11 +110,11 @@ class ForeignRoutes:
         if learned or self._links.is_cloud(hop.link):
             self._networks.subnets.add(hop.link, network)
             if not self._is_of_address(route, hop):
-                self.static_networks.add((hop.link, network))
+                self.on_link_without_address.add((hop.link, network))
         if route.protocol == rtnetlink.RTPROT_KERNEL:
             addresses = self._addresses.in_network(hop.link, network)
             if all(each.flags & IFA_F_NOPREFIXROUTE for each in addresses):
-                self.unused_prefixes.add((hop.link, network))
+                self.prefixes_of_routers.add((hop.link, network))
 
     def _is_learned(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
@@ -192,7 +192,7 @@ class ForeignRoutes:
         """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""
         addresses = self._addresses.in_network(hop.link, route.destination)
         leased = any(not each.flags & IFA_F_PERMANENT for each in addresses)
-        return route.expires or leased or route.destination in self._networks.learned_by_cloud
+        return route.expires or leased or route.destination in self._networks.learned_by_any_managed
 
     def is_subnet_of_parent(self, hop: ForeignHop) -> bool:
         """Return True for the connected route of a macvlan or ipvlan, if its interface has the same subnet."""
@@ -261,7 +261,7 @@ class ForeignRoutes:
 
     def has_on_link_route(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has a foreign route to exactly this network on the link, for all packets, no gateway."""
-        routes = (route for route in self._in_main(network) if not route.restricted)
+        routes = (route for route in self._in_main(network) if not route.for_some_packets)
         return any(hop.link == link and hop.gateway is None for route in routes for hop in route.hops)
 
     def _in_main(self, network: IPNetwork) -> Iterable[Route]:
@@ -270,7 +270,7 @@ class ForeignRoutes:
     def best_is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if the best route in main that contains `network` is on this link, without a gateway."""
         around = (route for _, route in self._routes.containing(network))
-        routes = [route for route in around if route.table == TABLE_MAIN and not route.restricted]
+        routes = [route for route in around if route.table == TABLE_MAIN and not route.for_some_packets]
         best = max(routes, key=lambda route: (route.destination.prefixlen, -route.metric), default=None)
         return best is not None and all(hop.link == link and _puts_on_link(best, hop) for hop in best.hops)
 

@@ -31,43 +31,43 @@ class Gateways:
     ) -> None:
         self._networks, self._routers, self._allowed = networks, routers, tuple(allowed)
         self._resolvers, self._former = resolvers, former
-        self._links: dict[IPAddress, set[int]] = defaultdict(set)  # the links that use each gateway
-        self._index: NetworkIndex[IPAddress] = NetworkIndex()  # the same gateways, as /32 or /128
-        self._default: dict[int, set[IPAddress]] = defaultdict(set)  # of other programs' default routes, by link
+        self._users: dict[IPAddress, set[int]] = defaultdict(set)  # the links that use each gateway
+        self._by_network: NetworkIndex[IPAddress] = NetworkIndex()  # the same gateways, as /32 or /128
+        self._of_defaults: dict[int, set[IPAddress]] = defaultdict(set)  # of other programs' default routes, by link
         self._default_families = set[tuple[int, int]]()  # the links and IP versions of these routes
-        self._main: dict[tuple[int, int], set[IPAddress]] = defaultdict(set)  # of main, by link and IP version
-        self._own: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
+        self._of_main: dict[tuple[int, int], set[IPAddress]] = defaultdict(set)  # those in main, also by IP version
+        self._of_own: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
 
     def add(self, gateway: IPAddress, link: int) -> None:
         """Count a gateway of any route, or of a nexthop object."""
-        if gateway not in self._links:
-            self._index.add(single(gateway), gateway)
-        self._links[gateway].add(link)
+        if gateway not in self._users:
+            self._by_network.add(single(gateway), gateway)
+        self._users[gateway].add(link)
 
     def add_default(self, gateway: IPAddress, link: int, version: int, *, in_main: bool) -> None:
         """Count the gateway of another program's default route. `version` is that of the destination.
 
         An IPv4 route may have an IPv6 gateway (RFC 5549).
         """
-        self._default[link].add(gateway)
+        self._of_defaults[link].add(gateway)
         self._default_families.add((link, version))
         if in_main:
-            self._main[link, version].add(gateway)
+            self._of_main[link, version].add(gateway)
 
     def count_own(self, gateway: IPAddress, link: int, change: int) -> None:
         """Count an owned route through this gateway in one of the link's tables, or forget it with -1."""
-        self._own[link][gateway] += change
+        self._of_own[link][gateway] += change
 
     # Which gateways a link's routes may use.
 
     def is_gateway(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self._default[link] or self.is_router_of_cloud(link, gateway, gateway.version):  # 1; 2, 3, 5
+        if gateway in self._of_defaults[link] or self.is_router_of_cloud(link, gateway, gateway.version):  # 1; 2, 3, 5
             return True
         if not is_link_local(single(gateway)):
             return False
         # 4. An own gateway stays one after its advertisement has expired.
-        return (link, gateway) in self._routers or self._own[link][gateway] > 0
+        return (link, gateway) in self._routers or self._of_own[link][gateway] > 0
 
     def is_router_of_cloud(self, link: int, gateway: IPAddress, version: int) -> bool:
         """Return True for the cases 1 (of main only), 2, 3 and 5: other programs' routes through it are the cloud's.
@@ -77,7 +77,7 @@ class Gateways:
         route of another `version` than that of the routes: any neighbour can advertise itself as an IPv6 router, also
         the next hop of IPv4 routes (RFC 5549).
         """
-        if gateway in self._main[link, version] or claims.within(single(gateway), self._allowed):
+        if gateway in self._of_main[link, version] or claims.within(single(gateway), self._allowed):
             return True
         learned = self._networks.learned.containing(link, single(gateway))
         subnets = (each for each in learned if not (is_single(each) or is_link_local(each)))
@@ -91,7 +91,7 @@ class Gateways:
 
     def _is_convention(self, link: int, gateway: IPAddress) -> bool:
         """Return True for a gateway by convention of one of the link's addresses. One per link and family."""
-        for used, times in self._own[link].items():
+        for used, times in self._of_own[link].items():
             is_other = times and used.version == gateway.version and used != gateway
             if is_other and not claims.within(single(used), self._allowed):
                 return False
@@ -111,7 +111,7 @@ class Gateways:
         """Return a description of a protected address: a gateway's or a resolver's. None for any other address."""
         if ip in self._resolvers:
             return "a resolver's address"
-        if ip in self._links or ip in self._former:
+        if ip in self._users or ip in self._former:
             return "a gateway's address"
         for subnet, link in self._networks.subnets.around(single(ip)):
             if self._networks.learned.has(link, subnet) and ip == self._expected_gateway(link, subnet):
@@ -126,13 +126,13 @@ class Gateways:
         if subnet.version == 6:
             is_known = (link, 6) in self._default_families
         else:
-            is_known = any(contains(subnet, single(each)) for each in self._default[link])
+            is_known = any(contains(subnet, single(each)) for each in self._of_defaults[link])
         return None if is_known or is_single(subnet) else subnet.network_address + 1
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
         """Return a gateway or resolver inside `network`, except gateways of `link`."""
         for ip in (*self._inside(network), *self._resolvers, *self._former):
-            if contains(network, single(ip)) and (link is None or link not in self._links.get(ip, ())):
+            if contains(network, single(ip)) and (link is None or link not in self._users.get(ip, ())):
                 return ip
         others = self._networks.learned.elsewhere(link or 0, network)  # there is no link 0
         gateways = (self._expected_gateway(other, subnet) for subnet, other in others)
@@ -144,12 +144,12 @@ class Gateways:
 
     def links_inside(self, network: IPNetwork) -> Iterator[tuple[IPAddress, Set[int]]]:
         """Yield the gateways of all routes inside `network`, and the links that use each. A host may have thousands."""
-        return ((gateway, self._links[gateway]) for gateway in self._inside(network))
+        return ((gateway, self._users[gateway]) for gateway in self._inside(network))
 
     def _inside(self, network: IPNetwork) -> Iterator[IPAddress]:
-        return (gateway for _, gateway in self._index.overlapping(network))
+        return (gateway for _, gateway in self._by_network.overlapping(network))
 
     def of_main_inside(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return the gateway of a default route in main on this link, if it is inside `network`."""
-        gateways = self._main[link, network.version]
+        gateways = self._of_main[link, network.version]
         return next((each for each in gateways if contains(network, single(each))), None)

@@ -277,7 +277,7 @@ class Kernel:
         It joins the group of a new address a moment later (addrconf_dad_work), and adds the address's route of type
         local then. If the address is removed before, it leaves the group all the same: an address of another program
         with the same last 24 bits would lose the group, and neighbours would no longer find that address (RFC 4291,
-        section 2.7.1). On a link that is down, it does neither. Returns False if some have no route after JOIN_SECONDS.
+        section 2.7.1). A link that is down is in no such group. Returns False if some have no route after JOIN_SECONDS.
         """
         removals = [op for op in part if isinstance(op, AddressRemove) and op.interface.version == 6]
         waiting, end = {(op.link, op.interface.ip) for op in removals} - joined, monotonic() + JOIN_SECONDS

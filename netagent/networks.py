@@ -23,7 +23,7 @@ class Networks:
     def __init__(self, links: Links) -> None:
         self.held, self.learned, self.subnets = NetworksByLink(), NetworksByLink(), NetworksByLink()
         self.own_on_link, self.local_ranges = NetworksByLink(), NetworksByLink()
-        self.learned_by_cloud = set[IPNetwork]()  # of interfaces of the cloud that Exclude= does not name
+        self.learned_by_any_managed = set[IPNetwork]()  # of interfaces of the cloud that Exclude= does not name
         self._links = links
         self._families = set[tuple[int, int]]()  # links and IP versions with a learned subnet: see learn
         self._has_ipv6 = set[int]()  # links that have learned an IPv6 network
@@ -32,7 +32,7 @@ class Networks:
         """Count a network of the link from DHCP, a router or an operator. A neighbour can advertise thousands."""
         self.learned.add(link, network)
         if self._links.is_managed(link):
-            self.learned_by_cloud.add(network)
+            self.learned_by_any_managed.add(network)
         if is_link_local(network):
             return
         if network.version == 6:

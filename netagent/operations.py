@@ -308,7 +308,7 @@ class RuleAdd:
     to: bool  # the selector is the destination, not the source
     table: int
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
-    local: bool  # iif lo: only packets that this host sends
+    iif_lo: bool  # only packets that this host sends; `local` on the wire
     mark: int = 0  # fwmark MARK/MASK; 0/0: any mark
     mask: int = 0
 
@@ -324,7 +324,7 @@ class RuleAdd:
     def inverse(self) -> RuleRemove:
         """Return the operation that undoes this one."""
         return RuleRemove(
-            self.priority, self.selector, self.to, self.table, self.suppress, self.local, self.mark, self.mask
+            self.priority, self.selector, self.to, self.table, self.suppress, self.iif_lo, self.mark, self.mask
         )
 
 
@@ -338,7 +338,7 @@ class RuleRemove:
     to: bool
     table: int
     suppress: bool
-    local: bool
+    iif_lo: bool
     mark: int = 0
     mask: int = 0
 
@@ -354,7 +354,7 @@ class RuleRemove:
     def inverse(self) -> RuleAdd:
         """Return the operation that undoes this one."""
         return RuleAdd(
-            self.priority, self.selector, self.to, self.table, self.suppress, self.local, self.mark, self.mask
+            self.priority, self.selector, self.to, self.table, self.suppress, self.iif_lo, self.mark, self.mask
         )
 
 
@@ -494,5 +494,5 @@ def _rule_fields(fields: Fields) -> tuple[int, IPNetwork, bool, int, bool, bool,
 
 def _rule(rule: RuleAdd | RuleRemove) -> Message:
     where: Message = {"op": rule.NAME, "priority": rule.priority, **_network(rule.selector)}
-    flags = {"to": rule.to, "table": rule.table, "suppress": rule.suppress, "local": rule.local}
+    flags = {"to": rule.to, "table": rule.table, "suppress": rule.suppress, "local": rule.iif_lo}
     return {**where, **flags, "mark": rule.mark, "mask": rule.mask}

@@ -224,7 +224,7 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     """
     if network.version == 4:
         return
-    if (link, network) in view.routes_at_risk.by_prefix or (link, network) in view.foreign.unused_prefixes:
+    if (link, network) in view.routes_at_risk.by_prefix or (link, network) in view.foreign.prefixes_of_routers:
         raise Refusal(
             f"another program routes {network} on link; the kernel would confuse that route with the address's own"
         )
@@ -240,7 +240,7 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
             raise Refusal(f"{network} lies in {subnet}, which is not on link: packets to it go through a router")
 
 
-def check_edges(op: AddressAdd, view: View) -> None:
+def check_ends(op: AddressAdd, view: View) -> None:
     """Raise Refusal for a network or broadcast address, and if the first or last address of the network is in use.
 
     The kernel broadcasts packets to the last address of every IPv4 network that a link has an address in, with or
@@ -248,26 +248,26 @@ def check_edges(op: AddressAdd, view: View) -> None:
     address as for this host's own (the subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
-    if claims.is_edge(ip, network) or view.is_edge(ip):
+    if claims.is_network_or_broadcast(ip, network) or view.is_network_or_broadcast(ip):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
     if network.prefixlen >= network.max_prefixlen - 1:
         return
     ends = {4: (network.network_address, network.broadcast_address), 6: (network.network_address,)}
-    for edge in ends[ip.version]:
-        if use := view.gateways.protects(edge):
-            raise Refusal(f"{edge}, an end of {network}, is {use}")
-        if view.addresses.has_peer(edge):
-            raise Refusal(f"{edge}, an end of {network}, is the peer of an address of this host")
-        if holders := view.addresses.holders(edge):
-            raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
-        if any(True for _ in view.foreign.hosts_of_leases(single(edge))) and not view.is_allowed(network):
-            reason = f"{edge}, an end of {network}, is a host, by DHCP or a router"
+    for end in ends[ip.version]:
+        if use := view.gateways.protects(end):
+            raise Refusal(f"{end}, an end of {network}, is {use}")
+        if view.addresses.has_peer(end):
+            raise Refusal(f"{end}, an end of {network}, is the peer of an address of this host")
+        if holders := view.addresses.holders(end):
+            raise Refusal(f"{end}, an end of {network}, is an address of {view.name(holders[0])}")
+        if any(True for _ in view.foreign.hosts_of_leases(single(end))) and not view.is_allowed(network):
+            reason = f"{end}, an end of {network}, is a host, by DHCP or a router"
             raise Refusal(reason, allow=allow_addresses(network))
-        if (TABLE_LOCAL, single(edge)) in view.own_routes:
-            raise Refusal(f"{edge}, an end of {network}, has a route in table local of cloud-network; remove it first")
-        ranges = (each for each, _ in view.networks.local_ranges.around(single(edge)))
+        if (TABLE_LOCAL, single(end)) in view.own_routes:
+            raise Refusal(f"{end}, an end of {network}, has a route in table local of cloud-network; remove it first")
+        ranges = (each for each, _ in view.networks.local_ranges.around(single(end)))
         if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
-            raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
+            raise Refusal(f"{end}, an end of {network}, lies in the local range {foreign} of another program")
 
 
 def check_special_address(ip: IPAddress, view: View) -> None:
@@ -312,7 +312,7 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
     check_hosts_of_leases(op.link, single(ip), view)
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
-    check_edges(op, view)
+    check_ends(op, view)
     check_special_address(ip, view)
     if view.addresses.number_owned >= MAX_ADDRESSES:
         raise Refusal(f"cloud-network has {MAX_ADDRESSES} addresses already")
@@ -369,7 +369,7 @@ def lost_with_address(address: Address, view: View) -> str | None:
 
 def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
     """Return the owned route to replace, or None. Raises Refusal for a foreign table or route."""
-    tables = view.own_tables(op.link)
+    tables = view.tables_of(op.link)
     if op.table not in (*tables, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {tables[0]} or {tables[1]}")
     if view.foreign.has(op.table, op.destination):
@@ -429,7 +429,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
     if not is_single(network) and (other := next(view.foreign.subnets_elsewhere(op.link, network), None)) is not None:
         raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
-    if is_single(network) and view.is_edge(network.network_address):
+    if is_single(network) and view.is_network_or_broadcast(network.network_address):
         raise Refusal(f"{network} is the network's or broadcast address of its subnet")
     check_hosts_of_leases(op.link, network, view)
     if (peer := view.addresses.peer_inside(network)) is not None:
@@ -576,7 +576,7 @@ def check_address_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule that selects addresses of other links than that of its table."""
     link = claims.link_of_table(op.table, view.settings.route_table_base)
     check_link(link, view)
-    if op.table not in view.own_tables(link):
+    if op.table not in view.tables_of(link):
         raise Refusal(f"table {op.table} is that of no link")
     if not is_justified(op, link, view):
         raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
@@ -589,7 +589,7 @@ def check_address_rule(op: RuleAdd, view: View) -> None:
 
 def check_main_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule for all packets, unless it looks up main and has an effect only on specific routes."""
-    if op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
+    if op.table != TABLE_MAIN or not op.suppress or op.to or op.iif_lo:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     if view.foreign.main_discards(op.selector.version):
         move = "move that route to a table of its own, with a rule after those of cloud-network"
@@ -617,7 +617,7 @@ def needs_main(rule: RuleAdd | RuleRemove, view: View) -> str | None:
 def is_for_others(rule: RuleAdd | RuleRemove, view: View) -> bool:
     """Return True for a rule for packets that this host forwards, or from an address of a bridge or container."""
     has_arrived = rule.mark & claims.arrival_bit(view.settings.mark_mask)
-    is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.local or is_single(rule.selector))
+    is_range = rule.selector.prefixlen > 0 and not (rule.to or rule.iif_lo or is_single(rule.selector))
     return is_range or has_arrived > 0 or view.is_virtual_address(rule.selector)
 
 
@@ -625,7 +625,7 @@ def check_mark_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule with a mark that the table `cloud_network` does not set for the rule's link."""
     link, mask = op.table - view.settings.route_table_base, view.settings.mark_mask
     check_link(link, view)
-    if op.selector.prefixlen or op.to or op.local:
+    if op.selector.prefixlen or op.to or op.iif_lo:
         raise Refusal("a rule for a mark has no source, no destination and no iif")
     known = op.mask == mask and not op.mark & ~mask
     if not known or LinkMark(link, op.mark & claims.mark_bits(mask)) not in (view.marks or ()):
@@ -671,15 +671,15 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
     """
     network = rule.selector
     if rule.to:
-        held = any(each.is_local for each in view.addresses.entries(link, network.network_address))
-        return is_single(network) and not rule.local and held
+        held = any(each.has_passed_dad for each in view.addresses.entries(link, network.network_address))
+        return is_single(network) and not rule.iif_lo and held
     in_range = is_in_local_range(link, network, view)
     if is_single(network):
         holders = view.addresses.holders(network.network_address)
         if not holders:
             return in_range
         return link in holders or belongs_although_held_by(holders, network, link, view)
-    if rule.local:
+    if rule.iif_lo:
         users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
         return link in users and view.networks.is_on_link(link, network)
     # It also selects forwarded packets: only for a range of the link.
@@ -702,7 +702,7 @@ def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool)
     remove it at any time.
     """
     for rule in view.rules_inside(link, network):
-        if rule.local or (exact and rule.selector != network):
+        if rule.iif_lo or (exact and rule.selector != network):
             continue
         if is_single(rule.selector):
             has = link in view.addresses.holders(rule.selector.network_address)
@@ -728,9 +728,9 @@ def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     if rule.to or (is_single(network) and view.addresses.holders(network.network_address)):
         return None
     holders, ranges = view.networks.held.links(network) - {link}, view.networks.local_ranges.links(network) - {link}
-    if not (is_single(network) or rule.local) and ranges and belongs_although_held_by(ranges, network, link, view):
+    if not (is_single(network) or rule.iif_lo) and ranges and belongs_although_held_by(ranges, network, link, view):
         ranges = set()
-    tunnels = set() if is_single(network) or rule.local else view.foreign.tunnels_to(link, network)
+    tunnels = set() if is_single(network) or rule.iif_lo else view.foreign.tunnels_to(link, network)
     return min(holders | ranges | tunnels, default=None)
 
 

@@ -46,7 +46,7 @@ class Accepted:
     op: Operation
     inverse: Change
     removed_justification: tuple[int, IPNetwork] | None  # see justification_removed_by
-    orphan: RuleRemove | None  # see orphan_now
+    orphan: RuleRemove | None  # see rule_orphaned_meanwhile
 
 
 class Limits:
@@ -138,10 +138,11 @@ def accept(position: int, op: Operation, limits: Limits, view: View) -> Accepted
     limits.take(op)
     inverse = check_operation(op, view)
     removed = justification_removed_by(op, inverse, view)
-    return Accepted(position, op, inverse, removed, None if removed is None else orphan_now(op, *removed, view))
+    orphan = None if removed is None else rule_orphaned_meanwhile(op, *removed, view)
+    return Accepted(position, op, inverse, removed, orphan)
 
 
-def orphan_now(op: Operation, link: int, network: IPNetwork, view: View) -> RuleRemove | None:
+def rule_orphaned_meanwhile(op: Operation, link: int, network: IPNetwork, view: View) -> RuleRemove | None:
     """Return a rule without `iif lo` whose address or range in table local `op` has removed, if there is one.
 
     While that was there, the kernel dropped packets of others with such a source. Now the rule would select them, until
@@ -166,7 +167,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     else:
         return False
     if isinstance(op, RuleAdd):
-        return op.table in view.own_tables(link) and claims.overlap(op.selector, made)
+        return op.table in view.tables_of(link) and claims.overlap(op.selector, made)
     if isinstance(op, RouteReplace) and op.link == link:
         needs = single(op.gateway) if op.gateway is not None else op.destination
         return claims.contains(network, needs)

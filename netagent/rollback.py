@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
+from enum import IntEnum
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from typing import TypeVar
 
@@ -66,9 +67,9 @@ class Rollback:
     """
 
     def __init__(
-        self, kernel: Kernel, look: Callable[[], View], links: Mapping[int, str], *, all_applied: bool
+        self, kernel: Kernel, read_view: Callable[[], View], links: Mapping[int, str], *, all_applied: bool
     ) -> None:
-        self._kernel, self._look, self._links, self._all_applied = kernel, look, links, all_applied
+        self._kernel, self._read_view, self._links, self._all_applied = kernel, read_view, links, all_applied
         self._joined = JoinedAddresses()
 
     def undo(self, ops: Sequence[Change]) -> list[Remaining]:
@@ -105,7 +106,7 @@ class Rollback:
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
         for part in split_before_removals(_without_detours(ops, all_applied=self._all_applied)):
-            pending, replaced = list[Change](), dict[Change, RouteRemove]()
+            pending, removals = list[Change](), dict[Change, RouteRemove]()
             for op in part:
                 if isinstance(op, AddressRemove) and not state.has(op):
                     continue
@@ -116,14 +117,14 @@ class Rollback:
                         continue
                     op = removal
                 elif removal is not None and removal.table != TABLE_LOCAL:  # a rule may need a range
-                    replaced[op] = removal
+                    removals[op] = removal
                 pending.append(state.without_replacing(op))
                 state.record(op)
             failed = self._carry_out(pending)
             for each in failed:
                 state.forget(each.op)  # later removals must not count on this address or range
             remaining += failed
-            remaining += self._carry_out([replaced[each.op] for each in failed if each.op in replaced])
+            remaining += self._carry_out([removals[each.op] for each in failed if each.op in removals])
         return remaining
 
     def _carry_out(self, ops: Sequence[Change]) -> list[Remaining]:
@@ -155,7 +156,7 @@ class Rollback:
         """Return what `use` makes of the kernel's state; None if it cannot be read, or does not fit into memory."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError, MemoryError):
-                return use(self._look())
+                return use(self._read_view())
         return None
 
 
@@ -167,11 +168,21 @@ def _check_rule(op: Operation, view: View) -> None:
         check_operation(op, view)
 
 
-def _stage(op: Change) -> int:
-    """Return 1 for a route through a gateway, which needs an address; 2 for a link to set down; 0 for all others."""
-    if isinstance(op, LinkDown):
-        return 2
-    return int(isinstance(op, RouteReplace) and op.gateway is not None)
+class _Stage(IntEnum):
+    """The order in which operations are undone."""
+
+    MOST = 0
+    GATEWAY_ROUTES = 1  # which need an address or an on-link route
+    LINKS_DOWN = 2
+
+
+def _stage(op: Change) -> _Stage:
+    match op:
+        case LinkDown():
+            return _Stage.LINKS_DOWN
+        case RouteReplace() if op.gateway is not None:
+            return _Stage.GATEWAY_ROUTES
+    return _Stage.MOST
 
 
 def _is_guarded(op: Change) -> bool:
@@ -237,7 +248,7 @@ class RollbackState:
         self._view, self._to_remove, self._all_applied = view, {*to_remove}, all_applied
         _ = view.routes_at_risk  # computed now, when too little memory has no consequences
         there = {link.index: link.identity for link in view.links.all()}
-        self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
+        self._other_links = {link for link, identity in links.items() if there.get(link, identity) != identity}
         subnets = subnets_of(view.snapshot.addresses)
         self._foreign = [each for each in view.snapshot.routes if not is_derived(each, subnets)]
         self._foreign_places = {(route.table, route.destination) for route in self._foreign}
@@ -334,7 +345,7 @@ class RollbackState:
 
     def _keeps_link(self, link: int) -> str | None:
         """Return the reason why a rollback must not change the link, except for removals."""
-        if link in self._replaced:
+        if link in self._other_links:
             return "another link has its number now"
         try:
             if self._view.links.get(link) is not None:  # otherwise nothing is left to undo

@@ -120,8 +120,8 @@ class Address:
     peer: IPAddress | None = None  # of a point-to-point address
 
     @property
-    def is_local(self) -> bool:
-        """False for an IPv6 address that another host has, or may have (duplicate address detection)."""
+    def has_passed_dad(self) -> bool:
+        """False for an IPv6 address that another host has, or may have (duplicate address detection, RFC 4862)."""
         waiting = self.flags & IFA_F_TENTATIVE and not self.flags & IFA_F_OPTIMISTIC
         return not waiting and not self.flags & IFA_F_DADFAILED
 
@@ -176,7 +176,7 @@ class Route:
     source: IPAddress | None  # RTA_PREFSRC
     expires: bool  # IPv6: of a router advertisement with a limited lifetime
     nexthop: int = 0  # id of a nexthop object; its hops are missing with net.ipv4.nexthop_compat_mode=0
-    restricted: bool = False  # only for packets with a TOS, or from a source
+    for_some_packets: bool = False  # only for packets with a TOS, or from a source
 
     @property
     def is_owned(self) -> bool:
@@ -207,7 +207,7 @@ class Rule:
     to: bool
     table: int
     suppress: bool
-    local: bool
+    iif_lo: bool
     protocol: int
     mark: int = 0
     mask: int = 0
@@ -218,7 +218,7 @@ class Rule:
     @property
     def is_for_all(self) -> bool:
         """True if it selects every packet and uses every route of its table."""
-        return not (self.selector.prefixlen or self.mask or self.local or self.suppress or self.is_inexpressible)
+        return not (self.selector.prefixlen or self.mask or self.iif_lo or self.suppress or self.is_inexpressible)
 
 
 # Encoding. An attribute whose value is None is left out; an integer is a u32.
@@ -300,7 +300,7 @@ def _rule_body(op: RuleAdd | RuleRemove) -> bytes:
     to_length, from_length = (length, 0) if op.to else (0, length)
     values: dict[int, int | bytes | None] = {
         FRA_DST if op.to else FRA_SRC: op.selector.network_address.packed if length else None,
-        FRA_IIFNAME: b"lo\0" if op.local else None,
+        FRA_IIFNAME: b"lo\0" if op.iif_lo else None,
         FRA_PRIORITY: op.priority,
         FRA_FWMARK: op.mark or None,
         FRA_SUPPRESS_PREFIXLEN: 0 if op.suppress else None,
@@ -418,7 +418,7 @@ def decode_route(body: bytes) -> Route | None:
         source=_address(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
         expires=expires > 0,
         nexthop=_u32(found, RTA_NH_ID),
-        restricted=bool(source_length or tos),
+        for_some_packets=bool(source_length or tos),
     )
 
 
@@ -460,7 +460,7 @@ def decode_rule(body: bytes) -> Rule | None:
         to=to > 0,
         table=_u32(found, FRA_TABLE, table),
         suppress=suppressed == bytes(4),
-        local=iif == b"lo\0",
+        iif_lo=iif == b"lo\0",
         protocol=found.get(FRA_PROTOCOL, b"\0")[0],
         mark=_u32(found, FRA_FWMARK),
         mask=_u32(found, FRA_FWMASK),

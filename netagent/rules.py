@@ -16,7 +16,7 @@ from .rtnetlink import Rule
 class RuleKey:
     """The fields by which the kernel finds the rule to remove.
 
-    A removal without `suppress` or `local` can also match a rule with it. So no two owned rules may differ only in
+    A removal without `suppress` or `iif_lo` can also match a rule with it. So no two owned rules may differ only in
     these two.
     """
 
@@ -129,13 +129,13 @@ def is_main_rule(rule: Rule | RuleAdd | RuleRemove) -> bool:
 
     The policy accepts no other rule for main: each has `suppress`, and none has `to`.
     """
-    return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
+    return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.iif_lo
 
 
 def removal_of(rule: Rule | RuleAdd | RuleRemove) -> RuleRemove:
     """Return the operation that removes a rule."""
     return RuleRemove(
-        rule.priority, rule.selector, rule.to, rule.table, rule.suppress, rule.local, rule.mark, rule.mask
+        rule.priority, rule.selector, rule.to, rule.table, rule.suppress, rule.iif_lo, rule.mark, rule.mask
     )
 
 

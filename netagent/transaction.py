@@ -75,9 +75,9 @@ class Plan:
 class Transaction:
     """The only transaction that can be open: applied and not confirmed."""
 
-    def __init__(self, kernel: Kernel, ledger: Ledger, look: Callable[[], View]) -> None:
-        """`look` returns the kernel's state, and raises OSError if it cannot be read."""
-        self._kernel, self._ledger, self._look = kernel, ledger, look
+    def __init__(self, kernel: Kernel, ledger: Ledger, read_view: Callable[[], View]) -> None:
+        """`read_view` returns the kernel's state, and raises OSError if it cannot be read."""
+        self._kernel, self._ledger, self._read_view = kernel, ledger, read_view
         self._is_applied = False  # True if this process has carried out all operations of the open transaction
         self._gateways: tuple[IPAddress, ...] = ()  # of the routes that the open transaction added
 
@@ -145,7 +145,7 @@ class Transaction:
         return errno
 
     def _undo(self, ops: Sequence[Change]) -> tuple[Remaining, ...]:
-        rollback = Rollback(self._kernel, self._look, self._ledger.entry.links, all_applied=self._is_applied)
+        rollback = Rollback(self._kernel, self._read_view, self._ledger.entry.links, all_applied=self._is_applied)
         remaining = rollback.undo(ops)
         self._close(remaining)
         return tuple(remaining)
@@ -178,14 +178,14 @@ class Transaction:
 
 
 def without(
-    owned: OwnedAddresses, gone: Set[tuple[int, IPInterface]], look: Callable[[], Sequence[Address]]
+    owned: OwnedAddresses, gone: Set[tuple[int, IPInterface]], read_addresses: Callable[[], Sequence[Address]]
 ) -> OwnedAddresses:
     """Return `owned` without `gone`. An address that the link has with another prefix length stays owned.
 
-    `look` returns the present addresses. An IPv6 address has one length: then another program has added it again.
+    `read_addresses` returns the present ones. An IPv6 address has one length: then another program has added it again.
     """
     forgotten = owned & {(link, interface.ip) for link, interface in gone}
     if forgotten:
-        present = (each for each in look() if each.ip.version == 4 and (each.link, each.interface) not in gone)
-        forgotten -= {(each.link, each.ip) for each in present}
+        stay = (each for each in read_addresses() if (each.link, each.interface) not in gone)
+        forgotten -= {(each.link, each.ip) for each in stay if each.ip.version == 4}
     return owned - forgotten

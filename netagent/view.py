@@ -162,7 +162,7 @@ class View:
             self._lose_routes(link)
         if network is None or self.addresses.in_network(link, network):
             return
-        if not self.networks.learned.has(link, network) and (link, network) not in self.foreign.static_networks:
+        if not self.networks.learned.has(link, network) and (link, network) not in self.foreign.on_link_without_address:
             self.networks.subnets.discard(link, network)
 
     def _lose_routes(self, link: int) -> None:
@@ -187,10 +187,10 @@ class View:
             return False
         if self.addresses.in_network(link, network):
             return True
-        is_learned = self.networks.learned.has(link, network) or network in self.networks.learned_by_cloud
+        is_learned = self.networks.learned.has(link, network) or network in self.networks.learned_by_any_managed
         return is_learned and any(True for _ in self.networks.held.overlapping(link, network))
 
-    def own_tables(self, link: int) -> tuple[int, int]:
+    def tables_of(self, link: int) -> tuple[int, int]:
         """Return the numbers of the link's two tables."""
         return claims.tables(link, self.settings.route_table_base)
 
@@ -219,7 +219,7 @@ class View:
         one. Other on-link routes are no evidence: a client can make one for any private network, and an operator's may
         be as wide as a /1.
         """
-        own, learned = self.networks.own_on_link, self.networks.learned_by_cloud
+        own, learned = self.networks.own_on_link, self.networks.learned_by_any_managed
         shared = (each for each in own.containing(link, network) if each in learned or self._has_address_with(each))
         there = self.networks.subnets.containing(link, network)
         around = (each for each in there if self._is_evidence(link, each))
@@ -253,9 +253,9 @@ class View:
     def _is_evidence(self, link: int, subnet: IPNetwork) -> bool:
         return self.networks.learned.has(link, subnet) or bool(self.addresses.in_network(link, subnet))
 
-    def is_edge(self, ip: IPAddress) -> bool:
+    def is_network_or_broadcast(self, ip: IPAddress) -> bool:
         """Return True for the network or broadcast address of a subnet of any link."""
-        return any(claims.is_edge(ip, subnet) for subnet, _ in self.networks.subnets.around(single(ip)))
+        return any(claims.is_network_or_broadcast(ip, subnet) for subnet, _ in self.networks.subnets.around(single(ip)))
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
@@ -339,7 +339,7 @@ class View:
         """Count an owned route, or forget it with -1."""
         if table == TABLE_LOCAL:
             return
-        if table not in self.own_tables(route.link):
+        if table not in self.tables_of(route.link):
             self.earlier_routes[route.link] += change
             return
         if route.gateway is not None:

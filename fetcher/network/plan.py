@@ -370,7 +370,7 @@ def _rule_text(op: RuleAdd | RuleRemove) -> str:
     family = " -6" if op.selector.version == 6 else ""
     selector = f"{'to' if op.to else 'from'} {_short(op.selector)}" if op.selector.prefixlen else "from all"
     selector += f" fwmark {op.mark:#x}/{op.mask:#x}" if op.mark else ""
-    selector += " iif lo" if op.local else ""
+    selector += " iif lo" if op.iif_lo else ""
     suppress = " suppress_prefixlength 0" if op.suppress else ""
     table = _TABLE_NAMES.get(op.table, str(op.table))
     return f"ip{family} rule {verb} pref {op.priority} {selector} lookup {table}{suppress} protocol {PROTOCOL}"

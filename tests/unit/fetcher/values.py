@@ -154,7 +154,7 @@ def after_changes(changes: Plan, before: Actual) -> Actual:
 def rule_of(op: RuleAdd | RuleRemove) -> Rule:
     """Return the rule that an operation adds or removes."""
     selector = op.selector if op.selector.prefixlen else None
-    return Rule(op.priority, op.selector.version, selector, op.table, op.suppress, op.to, op.local, op.mark, op.mask)
+    return Rule(op.priority, op.selector.version, selector, op.table, op.suppress, op.to, op.iif_lo, op.mark, op.mask)
 
 
 def _on_link(route: Route, routes: set[Route]) -> bool:
