@@ -341,7 +341,7 @@ def rule_from(message: Message) -> Rule:
         table=message.get_attr("FRA_TABLE") or message["table"],
         suppress=message.get_attr("FRA_SUPPRESS_PREFIXLEN") == 0,
         to=bool(to and not source),
-        local=message.get_attr("FRA_IIFNAME") == "lo",
+        iif_lo=message.get_attr("FRA_IIFNAME") == "lo",
         mark=message.get_attr("FRA_FWMARK") or 0,
         mask=message.get_attr("FRA_FWMASK") or 0,
     )

@@ -98,7 +98,7 @@ class Route:
 class Rule:
     """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector, the rule matches its whole family.
 
-    `local`: match only packets that this host itself sends (`iif lo`), not forwarded ones. Rules for a prefix that
+    `iif_lo`: match only packets that this host itself sends, not forwarded ones. Rules for a prefix that
     contains addresses have it.
     """
 
@@ -108,7 +108,7 @@ class Rule:
     table: int
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     to: bool = False
-    local: bool = False
+    iif_lo: bool = False
     mark: int = 0  # fwmark MARK/MASK; 0/0: any mark
     mask: int = 0
 

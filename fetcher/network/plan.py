@@ -213,11 +213,11 @@ def _forwarding_changes(
         rule
         for rule in rules
         if rule.selector is not None
-        and not rule.local
+        and not rule.iif_lo
         and _overlapping(rule, addresses if is_single(rule.selector) else networks)
     ]
     new = _successors(old, desired, actual)
-    needed = {rule.selector for rule in new if not rule.local}
+    needed = {rule.selector for rule in new if not rule.iif_lo}
     for route in desired.routes:
         if route.table == TABLE_LOCAL and route.destination in needed and route not in actual.routes:
             yield replace_route(route)
@@ -288,13 +288,13 @@ def remove_route(route: Route) -> RouteRemove:
 def add_rule(rule: Rule) -> RuleAdd:
     """Return the operation that adds a rule."""
     selector = rule.selector or EVERYTHING[rule.version]
-    return RuleAdd(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local, rule.mark, rule.mask)
+    return RuleAdd(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.iif_lo, rule.mark, rule.mask)
 
 
 def remove_rule(rule: Rule) -> RuleRemove:
     """Return the operation that removes a rule."""
     selector = rule.selector or EVERYTHING[rule.version]
-    return RuleRemove(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local, rule.mark, rule.mask)
+    return RuleRemove(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.iif_lo, rule.mark, rule.mask)
 
 
 def added_object(op: Operation) -> Object | None:

@@ -97,14 +97,14 @@ def source_rules(
         selectors = aggregate(addresses, on_link, link, sources)
     else:
         selectors = [host(address) for address in addresses]
-    local = dict.fromkeys(ranges, False)  # also for forwarded packets: containers may own addresses of a range
+    only_own = dict.fromkeys(ranges, False)  # also for forwarded packets: containers may own addresses of a range
     for selector in selectors:
-        local.setdefault(selector, selector.prefixlen < selector.max_prefixlen)
+        only_own.setdefault(selector, selector.prefixlen < selector.max_prefixlen)
     first, last = config.rule_priority, config.rule_priority + 2 * STEP
     found = []
-    for selector, iif in local.items():
-        found.append(Rule(first, selector.version, selector, table, suppress=True, local=iif))
-        found.append(Rule(last, selector.version, selector, table, suppress=False, local=iif))
+    for selector, iif_lo in only_own.items():
+        found.append(Rule(first, selector.version, selector, table, suppress=True, iif_lo=iif_lo))
+        found.append(Rule(last, selector.version, selector, table, suppress=False, iif_lo=iif_lo))
         if config.rules is Rules.ORIGINAL and selector in selectors:  # the Go original's; never matched: local is first
             found.append(Rule(last, selector.version, selector, table, suppress=False, to=True))
     return tuple(found)

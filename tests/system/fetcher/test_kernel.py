@@ -147,7 +147,7 @@ def test_every_kind_of_route_and_rule_comes_back_as_it_is(lab: Lab) -> None:
         (6, "fd00::/64", True)
     }
     assert Rule(31020, 4, ip_network("10.9.0.0/16"), 70000, suppress=False) in found.rules
-    assert Rule(31020, 4, ip_network("10.8.0.0/16"), 70000, suppress=False, local=True) in found.rules
+    assert Rule(31020, 4, ip_network("10.8.0.0/16"), 70000, suppress=False, iif_lo=True) in found.rules
     for line in lines:
         lab.run(["ip", *line.replace(" add ", " del ").split()])
 

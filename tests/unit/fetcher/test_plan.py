@@ -121,7 +121,7 @@ def test_links_come_up_first_and_rules_are_removed_last() -> None:
         link(2),
         addresses=kernel_address(2, "10.0.1.99/24", owned=True),
         routes=frozenset({Route(table, 2, ip_network("10.9.0.0/16"), None)}),
-        rules=frozenset({of_leaving, Rule(31000, 4, ip_network("10.0.1.0/28"), table, suppress=True, local=True)}),
+        rules=frozenset({of_leaving, Rule(31000, 4, ip_network("10.0.1.0/28"), table, suppress=True, iif_lo=True)}),
     )
     order = [kind for kind, _ in groupby(changes_of(instance(interface(1, mtu=9001), interface(2)), here))]
     assert order == [
@@ -153,7 +153,7 @@ def test_no_forwarding_rule_outlives_its_address(
             ranges = [each.destination for each in here.routes if each.table == TABLE_LOCAL]
             on = {rule.table for rule in there.rules if link_of_table(rule.table, BASE) == op.link}
             left = [rule for rule in here.rules if rule.selector == single(op.interface.ip) and rule.table in on]
-            assert [rule for rule in left if not rule.local and not within(single(op.interface.ip), ranges)] == []
+            assert [rule for rule in left if not rule.iif_lo and not within(single(op.interface.ip), ranges)] == []
         if isinstance(op, RouteRemove) and op.table == TABLE_LOCAL:
             on = {rule.table for rule in there.rules if link_of_table(rule.table, BASE) == op.link}
             assert [rule for rule in here.rules if rule.selector == op.destination and rule.table in on] == []

@@ -173,9 +173,9 @@ def test_forwarded_packets_match_no_aggregate_rule(cloud: Instance, config: Conf
     """Every selector that is wider than an address and has no `iif lo` is a range, which has its own rules."""
     singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
     together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
-    wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.local}
+    wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.iif_lo}
     assert wide <= set(singly.rules)
-    assert not any(each.local for each in singly.rules)
+    assert not any(each.iif_lo for each in singly.rules)
 
 
 def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
@@ -183,7 +183,7 @@ def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
     steps = [[], []]  # type: list[list[str]]
     for each in rules:
         if each.table == BASE + ifindex:
-            steps[each.priority == FIRST].append(f"{each.selector}{' iif lo' if each.local else ''}")
+            steps[each.priority == FIRST].append(f"{each.selector}{' iif lo' if each.iif_lo else ''}")
     assert steps[0] == steps[1]
     return steps[0]
 
