@@ -260,9 +260,9 @@ class ForeignRoutes:
         return {hop.link for route in self._in_main(network) for hop in route.hops}
 
     def has_on_link_route(self, link: int, network: IPNetwork) -> bool:
-        """Return True if main has a foreign route to exactly this network on the link, for all packets, no gateway."""
+        """Return True if main has a foreign route to exactly this network on the link, for all packets."""
         routes = (route for route in self._in_main(network) if not route.for_some_packets)
-        return any(hop.link == link and hop.gateway is None for route in routes for hop in route.hops)
+        return any(hop.link == link and _puts_on_link(route, hop) for route in routes for hop in route.hops)
 
     def _in_main(self, network: IPNetwork) -> Iterable[Route]:
         return (route for route in self._routes.exactly(network) if route.table == TABLE_MAIN)

@@ -684,7 +684,8 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
         return link in users and view.networks.is_on_link(link, network)
     # It also selects forwarded packets: only for a range of the link.
     in_subnet = view.settings.accepts_range_rules and view.is_in_subnet(link, network)
-    return in_range or (in_subnet and claims.range_limit(network, view.networks.on_link(link, network)) is None)
+    subnets = (*view.networks.subnets.overlapping(link, network), *view.shared_subnets(link, network))
+    return in_range or (in_subnet and claims.range_limit(network, subnets) is None)
 
 
 def is_in_local_range(link: int, network: IPNetwork, view: View) -> bool:

@@ -50,7 +50,7 @@ from .policy import (
 from .protocol import Remaining
 from .rtnetlink import Address
 from .rules import is_main_rule, rule_key
-from .side_effects import is_derived, lost_with_link, subnets_of
+from .side_effects import is_derived, lost_with_link, places_of
 from .view import OwnRoute, View
 
 Found = TypeVar("Found")
@@ -249,8 +249,8 @@ class RollbackState:
         _ = view.routes_at_risk  # computed now, when too little memory has no consequences
         there = {link.index: link.identity for link in view.links.all()}
         self._other_links = {link for link, identity in links.items() if there.get(link, identity) != identity}
-        subnets = subnets_of(view.snapshot.addresses)
-        self._foreign = [each for each in view.snapshot.routes if not is_derived(each, subnets)]
+        places = places_of(view.snapshot.addresses)
+        self._foreign = [each for each in view.snapshot.routes if not is_derived(each, places)]
         self._foreign_places = {(route.table, route.destination) for route in self._foreign}
         self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
 

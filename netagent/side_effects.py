@@ -7,16 +7,15 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from . import rtnetlink
-from .claims import is_link_local, single
+from .claims import is_link_local, is_single, single
 from .operations import TABLE_LOCAL, IPAddress, IPNetwork
 from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3  # IFA_PROTO of router advertisements, and of automatic link-local addresses
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
 
-
-Subnets = Set[tuple[int, IPAddress, IPNetwork]]
-"""The places of connected routes: see subnets_of."""
+Places = Set[tuple[int, IPAddress, IPNetwork]]
+"""Link, address and destination of routes that the kernel has derived: see places_of."""
 
 
 class AddressCounts:
@@ -60,7 +59,7 @@ def find_routes_at_risk(routes: Iterable[Route], addresses: Iterable[Address]) -
     by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
     by_prefix, unconnected = dict[tuple[int, IPNetwork], Route](), dict[tuple[int, IPNetwork], Route]()
     connected = set[tuple[int, IPNetwork]]()
-    subnets = subnets_of(addresses)
+    places = places_of(addresses)
     for route in routes:
         on_link = [(hop.link, route.destination) for hop in route.hops if hop.gateway is None]
         if is_prefix_route(route):
@@ -69,7 +68,7 @@ def find_routes_at_risk(routes: Iterable[Route], addresses: Iterable[Address]) -
                 by_prefix.update(dict.fromkeys(on_link, route))
         elif route.table != TABLE_LOCAL:
             connected.update(on_link)
-        if is_derived(route, subnets):
+        if is_derived(route, places):
             continue
         if route.source is not None:
             by_source[route.source] = route
@@ -108,27 +107,31 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: RoutesAt
     return found
 
 
-def subnets_of(addresses: Iterable[Address]) -> Subnets:
-    """Return the link, the address and the subnet of each address: the places of the kernel's connected routes."""
-    return {(each.link, each.ip, each.network) for each in addresses}
+def places_of(addresses: Iterable[Address]) -> Places:
+    """Return the places of the kernel's connected and local routes: those to the subnet and to the address itself."""
+    return {(each.link, each.ip, network) for each in addresses for network in (each.network, single(each.ip))}
 
 
-def is_derived(route: Route, subnets: Subnets) -> bool:
+def is_derived(route: Route, places: Places) -> bool:
     """Return True for a route that the kernel or a router made, and for an owned route.
 
-    Other programs, too, use the protocol `kernel`. The kernel's own routes have no gateway, and with IPv4 an address as
-    source; outside of table local, they lead to its subnet. Those of router advertisements (`ra`) are IPv6 routes
-    without a source.
+    Other programs, too, use the protocol `kernel`. The kernel's own routes have no gateway. They lead to an address, to
+    a broadcast, anycast or multicast address, or to a subnet, with IPv4 from an address in it. Those of router
+    advertisements (`ra`) are IPv6 routes without a source.
     """
     link, source, destination = route.hops[0].link, route.source, route.destination
+    if route.is_owned:
+        return True
+    if route.protocol == rtnetlink.RTPROT_RA:
+        return destination.version == 6 and source is None
+    if route.protocol != rtnetlink.RTPROT_KERNEL or any(hop.gateway is not None for hop in route.hops):
+        return False
+    if route.kind == rtnetlink.RTN_LOCAL:
+        ip = destination.network_address if is_single(destination) else source
+        return (link, ip, destination) in places
     if source is None:
-        by_kernel = destination.version == 6
-    else:
-        by_kernel = route.table == TABLE_LOCAL or (link, source, destination) in subnets
-    by_kernel = by_kernel and route.protocol == rtnetlink.RTPROT_KERNEL
-    by_kernel = by_kernel and all(hop.gateway is None for hop in route.hops)
-    by_router = route.protocol == rtnetlink.RTPROT_RA and destination.version == 6 and source is None
-    return by_kernel or by_router or route.is_owned
+        return destination.version == 6
+    return route.table == TABLE_LOCAL or (link, source, destination) in places
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:

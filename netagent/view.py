@@ -219,11 +219,16 @@ class View:
         one. Other on-link routes are no evidence: a client can make one for any private network, and an operator's may
         be as wide as a /1.
         """
-        own, learned = self.networks.own_on_link, self.networks.learned_by_any_managed
-        shared = (each for each in own.containing(link, network) if each in learned or self._has_address_with(each))
         there = self.networks.subnets.containing(link, network)
         around = (each for each in there if self._is_evidence(link, each))
+        shared = (each for each in self.shared_subnets(link, network) if claims.contains(each, network))
         return any(each != network for each in (*around, *shared))
+
+    def shared_subnets(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield the subnets of interfaces that overlap `network` and that a table of the link has on link."""
+        for each in self.networks.own_on_link.overlapping(link, network):
+            if each in self.networks.learned_by_any_managed or self._has_address_with(each):
+                yield each
 
     def _has_address_with(self, subnet: IPNetwork) -> bool:
         """Return True if an interface of the cloud has an address with this subnet."""

@@ -694,6 +694,22 @@ def test_a_route_for_some_packets_does_not_put_a_subnet_on_link(lab: Lab, own: s
     assert "another program routes by wg0" in refused(lab, route(ifindex(lab, "eth0"), subnet))
 
 
+@pytest.mark.parametrize(
+    ("own", "foreign"),
+    [
+        ("10.5.0.7/24", "10.5.0.0/24 encap ip id 5 dst 192.0.2.1 dev eth0"),
+        ("fd05::7/64", "fd05::/64 encap ip6 id 5 dst 2001:db8::1 dev eth0"),
+        ("10.5.0.7/24", "local 10.5.0.0/24 dev eth0 table main"),
+    ],
+)
+def test_a_tunnel_does_not_put_a_subnet_on_link(lab: Lab, own: str, foreign: str) -> None:
+    """Another program has the subnet of the address only in a tunnel, or on this host itself."""
+    lab.batch([f"address add {own} dev eth0 noprefixroute" + (" nodad" if ":" in own else "")])
+    lab.run(["ip", "-6" if ":" in own else "-4", "route", "add", *foreign.split()])
+    subnet = str(ip_interface(own).network)
+    assert "another program routes by eth0" in refused(lab, route(ifindex(lab, "eth0"), subnet))
+
+
 def test_an_address_of_the_request_itself_is_not_removed(lab: Lab) -> None:
     """Each such removal would wait until the kernel has joined the multicast group of the IPv6 address."""
     on = ifindex(lab, "eth0")

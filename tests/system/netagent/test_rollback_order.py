@@ -59,6 +59,14 @@ def test_last_address_stays_with_the_range_that_a_rule_needs(lab: Lab) -> None:
     assert "local 10.77.0.0/25" in routes(lab, "eth0")
 
 
+def test_range_goes_although_its_rule_stays(lab: Lab) -> None:
+    """The rule is for a part of the subnet. That the link's table has this part on link makes no difference."""
+    on = ifindex(lab, "eth0")
+    made = [main_rule(), address(on, "10.5.0.9/24"), rule("10.5.0.64/28", 9999 + on), route(on, "10.5.0.64/28")]
+    assert left_after(lab, made, [local(on, "10.5.0.64/28")], []) == []
+    assert "local 10.5.0.64/28" not in routes(lab, "eth0")
+
+
 def test_range_stays_if_the_address_cannot_be_restored(lab: Lab) -> None:
     """The kernel refuses an address whose subnet the link has with another scope."""
     on = ifindex(lab, "eth0")

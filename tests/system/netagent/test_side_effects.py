@@ -149,6 +149,8 @@ KERNELS_PROTOCOL = {
     "on link": "10.60.0.0/16 dev eth0 proto kernel",
     "on link, by the address": "10.60.0.0/16 dev eth0 proto kernel scope link src 10.9.9.5",
     "of a router advertisement": "10.60.0.0/16 via 10.9.9.77 proto ra",
+    "AnyIP": "local 10.60.0.0/16 dev eth0 proto kernel src 10.9.9.5",
+    "AnyIP, one address": "local 10.60.0.0/32 dev eth0 proto kernel src 10.9.9.5",
 }
 
 
@@ -158,9 +160,9 @@ def test_a_route_with_the_kernels_protocol_stays(lab: Lab, wire: Wire, how: str,
     """Cilium, for example, adds routes with the protocol `kernel`; the kernel does not restore them, nor IPv4 `ra`."""
     apply(wire, address(ifindex(lab, "eth0"), "10.0.2.10/24", "address_remove"))
     foreign = f"route add {KERNELS_PROTOCOL[way]}"
-    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.60.0.0/16")
-    assert "10.60.0.0/16" in sh(lab, "ip route")
-    sh(lab, "ip route delete 10.60.0.0/16")
+    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.60.0.0/")
+    assert "10.60.0.0" in sh(lab, "ip route show table all")
+    sh(lab, f"ip route delete {KERNELS_PROTOCOL[way]}")
 
 
 @pytest.mark.parametrize("protocol", ["static", "ra"])
@@ -431,6 +433,18 @@ def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
     sh(lab, "ip nexthop add id 55 dev spare")
     assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
     assert "id 55" in sh(lab, "ip nexthop show; ip nexthop delete id 55")
+
+
+@pytest.mark.parametrize("protocol", ["kernel", "static"])
+@pytest.mark.parametrize("text", ["fd99::/80", "fd99::7/128"])
+def test_a_link_with_local_ipv6_routes_stays_up(lab: Lab, wire: Wire, text: str, protocol: str) -> None:
+    """Another program made the route of type local (AnyIP), also with the kernel's protocol: no address explains it."""
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    assert wire.apply({"op": "link_up", "link": spare}, confirm_within=60, request="open")["verdict"] == "applied"
+    lab.batch([f"route add local {text} dev spare proto {protocol}"])
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert (left["op"], left["reason"]) == ("link_down", f"the route to {text} depends on it")
 
 
 @pytest.mark.parametrize("how", ["remove", "roll back"])
