@@ -72,7 +72,7 @@ class ForeignRoutes:
         if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
             self.ipv6_connected.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
         for hop in route.hops:
-            if _puts_on_link(route, hop):
+            if _puts_on_link(route, hop) and not route.for_some_packets:
                 self._add_on_link(route, hop)
 
     def _add_local(self, route: Route) -> None:

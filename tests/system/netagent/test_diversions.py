@@ -694,6 +694,17 @@ def test_a_route_for_some_packets_does_not_put_a_subnet_on_link(lab: Lab, own: s
     assert "another program routes by wg0" in refused(lab, route(ifindex(lab, "eth0"), subnet))
 
 
+@pytest.mark.parametrize("narrow", ["198.51.100.0/24 tos 0x10", "2001:db8:1::/48 from 2001:db8:2::/64"])
+def test_a_route_for_some_packets_is_no_network_of_a_link(lab: Lab, narrow: str) -> None:
+    """All other packets to this public network take the default route."""
+    on, network = ifindex(lab, "eth0"), narrow.split()[0]
+    lab.run(["ip", "-6" if ":" in narrow else "-4", "route", "add", *narrow.split(), "dev", "eth0"])
+    assert "private" in refused(lab, route(on, network))
+    lab.batch([f"route add {network} dev eth0"])
+    with Wire(lab) as wire:
+        assert wire.apply(route(on, network))["verdict"] == "applied"
+
+
 @pytest.mark.parametrize(
     ("own", "foreign"),
     [
