@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from . import claims
 from .claims import IPAddress, IPNetwork, contains, single
 from .operations import PROTOCOL, IPInterface
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
@@ -122,16 +121,6 @@ class Addresses:
         """Return the networks to which the link has, or would have if it were up, a connected route, also of peers."""
         entries = (each for (other, _), found in self._entries.items() if other == link for each in found)
         return {network for each in entries for network in each.connected_networks}
-
-    def local_when_up(self, link: int) -> Iterator[IPNetwork]:
-        """Yield the IPv6 addresses without a connected route of a link that is down: local once it is up.
-
-        IPv4 addresses are local also while their link is down.
-        """
-        networks = self.connected_networks(link)
-        for other, ip in self._entries:
-            if other == link and ip.version == 6 and not claims.within(single(ip), networks):
-                yield single(ip)
 
     def has_peer(self, ip: IPAddress) -> bool:
         """Return True if this is the peer of an address, on any link."""

@@ -98,24 +98,24 @@ def check_link_up(op: LinkUp, view: View) -> Change:
                 check_nesting(op.link, network, view)
             if not view.networks.learned.has(op.link, network):  # otherwise, another program's address needs the route
                 check_connected_route(op.link, network, view)
-    for network in view.addresses.local_when_up(op.link):
-        if not view.is_allowed(network):
-            check_conflicts(op.link, network, network, (), view)
     for address in view.addresses.all():
         if address.link == op.link and address.ip.version == 6:
-            check_kept_address(address, view)
+            check_local_when_up(address, view)
     view.links.set_up(op.link)
     return op.inverse()
 
 
-def check_kept_address(address: Address, view: View) -> None:
-    """Raise Refusal if a link that is set up would make an IPv6 address local that another host has by now.
+def check_local_when_up(address: Address, view: View) -> None:
+    """Raise Refusal if an IPv6 address of a link that is down, not local yet, is another host's by now.
 
     An operator may have given this host itself the address of a resolver, or the first of a subnet.
     """
-    check_hosts_of_leases(address.link, single(address.ip), view)
+    network = single(address.ip)
+    if not view.is_allowed(network):
+        check_conflicts(address.link, network, network, (), view)
+    check_hosts_of_leases(address.link, network, view)
     if view.addresses.owns(address) and (use := view.gateways.protects(address.ip)):
-        raise Refusal(f"{address.ip}, which {view.name(address.link)} has, is {use} by now")
+        raise Refusal(f"{address.ip} of {view.name(address.link)} is {use} by now")
 
 
 def check_link_mtu(op: LinkMtu, view: View) -> Change:

@@ -40,6 +40,7 @@ from .policy import (
     Refusal,
     check_flush,
     check_link,
+    check_local_when_up,
     check_operation,
     check_rules_of_table,
     forwarding_orphan,
@@ -54,6 +55,7 @@ from .side_effects import is_derived, lost_with_link, places_of
 from .view import OwnRoute, View
 
 Found = TypeVar("Found")
+Subject = TypeVar("Subject")
 
 _REMOVALS = (AddressRemove, RouteRemove, RuleRemove, LinkDown)
 _ALREADY_GONE = (ENOENT, ESRCH, EADDRNOTAVAIL, ENODEV)  # the object, or its link
@@ -217,6 +219,15 @@ def failure(op: Change, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
+def _reason(check: Callable[[Subject, View], object], subject: Subject, view: View) -> str | None:
+    """Return the reason for which a check of the policy refuses, or None."""
+    try:
+        check(subject, view)
+    except Refusal as refusal:
+        return refusal.reason
+    return None
+
+
 def _without_detours(ops: Sequence[Change], *, all_applied: bool) -> list[Change]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
@@ -276,10 +287,7 @@ class RollbackState:
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
-                if (found := self._address_in_the_way(op)) is not None and not self._was_never_removed(found):
-                    return "another program has added the address"
-                if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
-                    return "another link has the address now"
+                return self._obstacle_to_address(op)
             case ForwardedReplies() if op.marks and not self._view.settings.sets_marks:
                 return "ForwardedReplies= is off"
             case ForwardedReplies():
@@ -294,7 +302,7 @@ class RollbackState:
                 if (rule := self._orphan_without_range(op)) is not None:
                     return f"{shown(rule)} depends on the range that it would replace, and stays"
             case RouteReplace() if op.gateway is None:
-                return self._why_refused(op)
+                return _reason(check_rules_of_table, op, self._view)
             case LinkMtu() if self._view.links.get(op.link) is None:
                 return "the link is gone; in another network namespace it keeps its MTU"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
@@ -347,11 +355,22 @@ class RollbackState:
         """Return the reason why a rollback must not change the link, except for removals."""
         if link in self._other_links:
             return "another link has its number now"
-        try:
-            if self._view.links.get(link) is not None:  # otherwise nothing is left to undo
-                check_link(link, self._view)
-        except Refusal as refusal:
-            return refusal.reason
+        if self._view.links.get(link) is None:  # nothing is left to undo
+            return None
+        return _reason(check_link, link, self._view)
+
+    def _obstacle_to_address(self, op: AddressAdd) -> str | None:
+        """Return the reason why an address must not be restored, or None.
+
+        The kernel makes a new IPv6 address local at once, also on a link that is down. It had not been local there.
+        """
+        if (found := self._address_in_the_way(op)) is not None and not self._was_never_removed(found):
+            return "another program has added the address"
+        if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
+            return "another link has the address now"
+        if op.interface.version == 6 and self._view.links.is_down(op.link):
+            ip, prefix = op.interface.ip, op.interface.network.prefixlen
+            return _reason(check_local_when_up, Address(op.link, ip, prefix, 0, PROTOCOL), self._view)
         return None
 
     def _address_in_the_way(self, op: AddressAdd) -> Address | None:
@@ -421,14 +440,6 @@ class RollbackState:
             return forwarding_orphan(route.link, op.destination, self._view, exact=False)
         finally:
             self._view.add_route(op.table, op.destination, route)
-
-    def _why_refused(self, op: RouteReplace) -> str | None:
-        """Return the reason why a rule without one for main before it must not use this on-link route, or None."""
-        try:
-            check_rules_of_table(op, self._view)
-        except Refusal as refusal:
-            return refusal.reason
-        return None
 
     def _route_that_stays(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""

@@ -108,8 +108,14 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: RoutesAt
 
 
 def places_of(addresses: Iterable[Address]) -> Places:
-    """Return the places of the kernel's connected and local routes: those to the subnet and to the address itself."""
-    return {(each.link, each.ip, network) for each in addresses for network in (each.network, single(each.ip))}
+    """Return the places of the routes that the kernel has added for addresses: to the address, and to its subnet.
+
+    With IFA_F_NOPREFIXROUTE, it has not added the latter; another program may have, with the kernel's protocol.
+    """
+    there = list(addresses)
+    connected = (each for each in there if not each.flags & rtnetlink.IFA_F_NOPREFIXROUTE)
+    places = {(each.link, each.ip, each.network) for each in connected}
+    return places | {(each.link, each.ip, single(each.ip)) for each in there}
 
 
 def is_derived(route: Route, places: Places) -> bool:

@@ -435,6 +435,18 @@ def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
     assert "id 55" in sh(lab, "ip nexthop show; ip nexthop delete id 55")
 
 
+@pytest.mark.parametrize(("flag", "left"), [("noprefixroute", ["link_down"]), ("", [])])
+def test_a_link_with_a_connected_route_of_others_stays_up(lab: Lab, wire: Wire, flag: str, left: list[str]) -> None:
+    """NetworkManager adds the connected route itself, with the protocol `kernel`. The kernel would not restore it."""
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    assert wire.apply({"op": "link_up", "link": spare}, confirm_within=60, request="open")["verdict"] == "applied"
+    sh(lab, f"ip address add 10.9.9.5/24 dev spare {flag}")
+    sh(lab, "ip route add 10.9.9.0/24 dev spare proto kernel scope link src 10.9.9.5 metric 100" if flag else "true")
+    assert [each["op"] for each in wire.ask(request="rollback", id="open").get("not_undone", ())] == left
+    assert ("10.9.9.0/24" in sh(lab, "ip route")) == bool(flag)
+
+
 @pytest.mark.parametrize("protocol", ["kernel", "static"])
 @pytest.mark.parametrize("text", ["fd99::/80", "fd99::7/128"])
 def test_a_link_with_local_ipv6_routes_stays_up(lab: Lab, wire: Wire, text: str, protocol: str) -> None:
