@@ -1,4 +1,4 @@
-"""The audit log: a JSON object per line for each change, rollback and refusal. The lines form a hash chain.
+"""The audit log: a JSON object per line for each change, confirmation, rollback, flush and refusal, as a hash chain.
 
 A line is `{"seq": ..., ..., "prev": "...", "hash": "..."}`. `hash` is the SHA-256 of the line up to `,"hash"`, which
 includes `prev`, the hash of the line before. So a line that was changed, removed or moved breaks the chain there. A
@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from errno import ENOSPC
 from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic_ns
@@ -168,7 +169,7 @@ class Audit:
         written = os.write(self._file, line)
         if written != len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError("No space left on device")  # the cause of a short write to a file
+            raise OSError(ENOSPC, os.strerror(ENOSPC))  # the cause of a short write to a file
 
     def _rotate(self) -> None:
         """Rename each file to the next number; the oldest is overwritten."""

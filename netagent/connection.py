@@ -43,7 +43,7 @@ class Peer:
     pid: int
     uid: int
     gid: int
-    unit: str | None  # systemd unit
+    unit: str | None  # systemd unit: the last part of the cgroup; None in netagent's own unit (ProtectProc=invisible)
 
     @classmethod
     def of(cls, sock: socket.socket) -> Peer:
@@ -228,9 +228,12 @@ class Listener:
             if each.sock.fileno() not in ready and now < each.end:
                 continue
             self._waiting.remove(each)
-            if each.sock.fileno() in ready and _sent_root_credentials(each.sock):
+            if each.sock.fileno() not in ready:
+                self._reject(each.sock, each.peer, f"uid 0 sent no credentials within {ROOT_SECONDS:.0f} s")
+            elif _sent_root_credentials(each.sock):
                 return self._open(each.sock, each.peer)
-            self._reject(each.sock, each.peer, "uid 0 may not connect from a container or another user namespace")
+            else:
+                self._reject(each.sock, each.peer, "uid 0 may not connect from a container or another user namespace")
         return None
 
     def _open(self, sock: socket.socket, peer: Peer) -> Connection | None:
@@ -246,7 +249,7 @@ class Listener:
 
 
 def _sent_root_credentials(sock: socket.socket) -> bool:
-    """Return True if the first byte came with the credentials of protocol.ROOT_CREDENTIALS, and with nothing else."""
+    """Return True if the first byte came with protocol.ROOT_CREDENTIALS. The kernel closes files passed with it."""
     try:
         with bounded_close():
             _, ancillary, _, _ = sock.recvmsg(1, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)

@@ -253,9 +253,9 @@ class Kernel:
     ) -> list[int | None]:
         """Carry out `ops` in order. Returns an errno for each operation that was sent: 0: done, None: not known.
 
-        With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
-        back every operation that was sent and is not known to have failed. A caller with many small changes passes the
-        same `joined` each time, so that it need not be read again.
+        With `stop`, sends nothing after the first batch in which an operation failed. Raises no OSError: the caller
+        rolls back every operation that was sent and is not known to have failed. A caller with many small changes
+        passes the same `joined` each time, so that it need not be read again.
         """
         results: list[int | None] = [None] * len(ops)
         may_wait, joined = True, JoinedAddresses() if joined is None else joined
@@ -277,7 +277,8 @@ class Kernel:
         It joins the group of a new address a moment later (addrconf_dad_work), and adds the address's route of type
         local then. If the address is removed before, it leaves the group all the same: an address of another program
         with the same last 24 bits would lose the group, and neighbours would no longer find that address (RFC 4291,
-        section 2.7.1). A link that is down is in no such group. Returns False if some have no route after JOIN_SECONDS.
+        section 2.7.1). Does not wait for a link that is down, which leaves the groups of the addresses that it keeps.
+        Returns False if some have no route after JOIN_SECONDS.
         """
         removals = [op for op in part if isinstance(op, AddressRemove) and op.interface.version == 6]
         waiting, end = {(op.link, op.interface.ip) for op in removals} - joined, monotonic() + JOIN_SECONDS

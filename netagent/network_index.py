@@ -162,6 +162,5 @@ class _Family(Generic[Value]):
             begin, length = self._order[at]
             if begin > last:
                 return
-            if length > network.prefixlen:
-                found = self._lengths[length][self._leading(begin, length)]
-                yield from ((found[0], value) for value in found[1])
+            found = self._lengths[length][self._leading(begin, length)]
+            yield from ((found[0], value) for value in found[1])

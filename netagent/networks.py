@@ -11,11 +11,11 @@ from .network_index import NetworksByLink
 
 
 class Networks:
-    """The networks of each link, from the narrowest evidence to the widest.
+    """The networks of each link.
 
     - `held`: its addresses, each as /32 or /128;
     - `learned`: subnets that DHCP, a router or an operator gave to it;
-    - `subnets`: those, the subnets of owned addresses, and other on-link routes in main;
+    - `subnets`: those, the subnets of owned addresses and, on the cloud's links, other on-link routes in main;
     - `own_on_link`: owned on-link routes in the link's tables;
     - `local_ranges`: routes of type local that no address has (AnyIP).
     """

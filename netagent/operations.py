@@ -48,37 +48,37 @@ class Fields:
     def __init__(self, where: str, value: object) -> None:
         if not isinstance(value, dict):
             raise Malformed(f"{where}: {shortened(value):.40} is not a map")
-        self._where = where
-        self._left: dict[str, Any] = dict(value)
+        self.where = where
+        self._unread: dict[str, Any] = dict(value)
 
     def take(self, key: str, kind: type) -> Any:
         """Return the value of `key`, which must have exactly this type (True is not an int)."""
-        if key not in self._left:
-            raise Malformed(f"{self._where}: the key {key!r} is missing")
-        value = self._left.pop(key)
+        if key not in self._unread:
+            raise Malformed(f"{self.where}: the key {key!r} is missing")
+        value = self._unread.pop(key)
         if type(value) is not kind:
-            raise Malformed(f"{self._where}.{key}: {shortened(value):.40} is not {kind.__name__}")
+            raise Malformed(f"{self.where}.{key}: {shortened(value):.40} is not {kind.__name__}")
         return value
 
     def integer(self, key: str, low: int, high: int) -> int:
         """Return an integer in low..high."""
         value: int = self.take(key, int)
         if not low <= value <= high:
-            raise Malformed(f"{self._where}.{key}: {value} is not in {low}..{high}")
+            raise Malformed(f"{self.where}.{key}: {value} is not in {low}..{high}")
         return value
 
     def maps(self, key: str, most: int) -> list[Fields]:
         """Return a list of at most `most` maps."""
         values: list[object] = self.take(key, list)
         if len(values) > most:
-            raise Malformed(f"{self._where}.{key}: {len(values)} maps are more than {most}")
-        return [Fields(f"{self._where}.{key}[{at}]", value) for at, value in enumerate(values)]
+            raise Malformed(f"{self.where}.{key}: {len(values)} maps are more than {most}")
+        return [Fields(f"{self.where}.{key}[{at}]", value) for at, value in enumerate(values)]
 
     def choose(self, decoders: Mapping[str, Decoder]) -> Decoder:
         """Return the decoder that `op` names."""
         name = self.take("op", str)
         if name not in decoders:
-            raise Malformed(f"{self._where}.op: {name!r:.40} is not one of {', '.join(decoders)}")
+            raise Malformed(f"{self.where}.op: {name!r:.40} is not one of {', '.join(decoders)}")
         return decoders[name]
 
     def boolean(self, key: str) -> bool:
@@ -89,7 +89,7 @@ class Fields:
         """Return a string of 1..longest characters."""
         value: str = self.take(key, str)
         if not 1 <= len(value) <= longest:
-            raise Malformed(f"{self._where}.{key}: {len(value)} characters are not in 1..{longest}")
+            raise Malformed(f"{self.where}.{key}: {len(value)} characters are not in 1..{longest}")
         return value
 
     def address(self, key: str) -> IPAddress:
@@ -99,12 +99,12 @@ class Fields:
             return IPv4Address(packed)
         if len(packed) == 16:
             return IPv6Address(packed)
-        raise Malformed(f"{self._where}.{key}: an address has 4 or 16 bytes, not {len(packed)}")
+        raise Malformed(f"{self.where}.{key}: an address has 4 or 16 bytes, not {len(packed)}")
 
     def optional_address(self, key: str) -> IPAddress | None:
         """Return an address, or None for nil."""
-        if key in self._left and self._left[key] is None:
-            del self._left[key]
+        if key in self._unread and self._unread[key] is None:
+            del self._unread[key]
             return None
         return self.address(key)
 
@@ -119,18 +119,18 @@ class Fields:
         try:
             return IPv4Network((packed, prefix)) if len(packed) == 4 else IPv6Network((packed, prefix))
         except ValueError as error:
-            raise Malformed(f"{self._where}.address: {error}") from None
+            raise Malformed(f"{self.where}.address: {error}") from None
 
     def _prefixed(self) -> tuple[bytes, int]:
         packed: bytes = self.take("address", bytes)
         if len(packed) not in (4, 16):
-            raise Malformed(f"{self._where}.address: an address has 4 or 16 bytes, not {len(packed)}")
+            raise Malformed(f"{self.where}.address: an address has 4 or 16 bytes, not {len(packed)}")
         return packed, self.integer("prefix", 0, 8 * len(packed))
 
     def end(self) -> None:
         """Raise Malformed if a key was not read."""
-        for key in self._left:
-            raise Malformed(f"{self._where}: {key!r:.40} is not a known key here")
+        for key in self._unread:
+            raise Malformed(f"{self.where}: {key!r:.40} is not a known key here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +426,7 @@ UNDO_DECODERS: Mapping[str, Callable[[Fields], Change]] = {
     LinkMtu.NAME: _earlier_mtu,
 }
 _OLDER_LEDGERS: Mapping[str, Mapping[str, object]] = {
-    RuleAdd.NAME: {"mark": 0, "mask": 0},
+    RuleAdd.NAME: {"local": False, "mark": 0, "mask": 0},
     RuleRemove.NAME: {"local": False, "mark": 0, "mask": 0},
 }
 """Keys that ledgers of earlier wire versions lack: `local` came with version 2, marks with version 4."""
@@ -454,7 +454,7 @@ def _route_fields(fields: Fields) -> tuple[int, int, IPNetwork, IPAddress | None
     table, link = fields.integer("table", 1, MAX_INDEX), fields.integer("link", 1, MAX_INDEX)
     destination, gateway = fields.network(), fields.optional_address("gateway")
     if gateway is not None and gateway.version != destination.version:
-        raise Malformed(f"gateway {gateway} is not of the family of {destination}")
+        raise Malformed(f"{fields.where}.gateway: {gateway} is not of the family of {destination}")
     return table, link, destination, gateway
 
 

@@ -8,7 +8,6 @@ raises Refusal, and leaves the view unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import ip_interface
 from typing import Any
 
 from . import claims
@@ -88,7 +87,7 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     if not view.links.is_down(op.link):
         raise Refusal("the link is already up")
     there = (each for each in view.snapshot.addresses if each.link == op.link)
-    if any(view.addresses.get(op.link, ip_interface((each.ip, each.prefix))) is None for each in there):
+    if any(view.addresses.get(op.link, each.interface) is None for each in there):
         raise Refusal("the request has removed addresses of the link before: a rollback would add them while it is up")
     # learned=(): also a wider route of another program conflicts, because it has the packets to this subnet now.
     for network in view.addresses.connected_networks(op.link):
@@ -575,9 +574,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Change:
 def check_address_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule that selects addresses of other links than that of its table."""
     link = claims.link_of_table(op.table, view.settings.route_table_base)
-    check_link(link, view)
-    if op.table not in view.tables_of(link):
+    if view.links.get(link) is None or op.table not in view.tables_of(link):
         raise Refusal(f"table {op.table} is that of no link")
+    check_link(link, view)
     if not is_justified(op, link, view):
         raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
     if (other := other_user(op, link, view)) is not None:
@@ -623,7 +622,9 @@ def is_for_others(rule: RuleAdd | RuleRemove, view: View) -> bool:
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule with a mark that the table `cloud_network` does not set for the rule's link."""
-    link, mask = op.table - view.settings.route_table_base, view.settings.mark_mask
+    link, mask = op.table - view.settings.route_table_base, view.settings.mark_mask  # never the link's second table
+    if view.links.get(link) is None:
+        raise Refusal(f"table {op.table} is that of no link")
     check_link(link, view)
     if op.selector.prefixlen or op.to or op.iif_lo:
         raise Refusal("a rule for a mark has no source, no destination and no iif")
@@ -804,10 +805,11 @@ def check_operation(op: Operation, view: View) -> Change:
 
 
 def check_earlier_routes(op: Operation, view: View) -> None:
-    """Raise Refusal if the link has routes in tables of an earlier RouteTableBase=, except for removals of such.
+    """Raise Refusal if the link has routes in tables of an earlier RouteTableBase=.
 
     The other checks know only the link's present tables, and the rules that lead there. A change of the marks and the
-    removal of a rule for main concern all links.
+    removal of a rule for main concern all links. Accepted are the removal of other rules and of routes except for those
+    in table local, link_up and link_mtu.
     """
     links: Iterable[int] = ()
     match op:

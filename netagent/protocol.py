@@ -96,7 +96,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Apply all operations or none; roll back unless confirmed within `confirm_within` seconds (0: not needed)."""
+    """Apply all operations or none; roll back unless confirmed within `confirm_within` seconds (0: not needed).
+
+    The time begins with the arrival of the request.
+    """
 
     id: str
     ops: tuple[Operation, ...]
@@ -394,7 +397,8 @@ class _ContainerLimit:
     """Counts lists and maps while msgpack builds them: 1 MiB of empty maps would otherwise become 64 MiB."""
 
     def __init__(self) -> None:
-        self._lists, self._maps = 4, 2 * MAX_OPS + 1
+        self._lists = 4  # the operations and the marks of three, or errnos, not_undone, marks and owned addresses
+        self._maps = 2 * MAX_OPS + 1  # the message, its operations, and marks
 
     def count_list(self, value: list[Any]) -> list[Any]:
         """Count one list."""

@@ -115,6 +115,7 @@ class Rollback:
                 removal = state.removal_instead(op)
                 if obstacle := state.obstacle(op):
                     remaining.append(Remaining(op, obstacle))
+                    state.count_as_kept(op)
                     if removal is None or state.obstacle(removal):
                         continue
                     op = removal
@@ -277,7 +278,6 @@ class RollbackState:
             case AddressRemove():
                 return self._keeps_address(op)
             case RouteRemove() if (rule := self._orphan_without_range(op)) is not None:
-                self._to_remove.discard((op.table, op.destination))
                 return f"{shown(rule)} depends on it and stays"
             case LinkDown():
                 if state := lost_with_link(op.link, self._view.addresses.all(), self._foreign):
@@ -341,6 +341,11 @@ class RollbackState:
                 self._view.rules.remove(op)
             case RouteReplace():
                 self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
+
+    def count_as_kept(self, op: Change) -> None:
+        """Count the route of a removal that is not carried out as one that stays."""
+        if isinstance(op, RouteRemove):
+            self._to_remove.discard((op.table, op.destination))
 
     def forget(self, op: Change) -> None:
         """Count an owned address as removed, or an address or a new route as not restored. Other operations stay."""

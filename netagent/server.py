@@ -305,7 +305,10 @@ class Server:
     # The loop.
 
     def start(self) -> None:
-        """Roll back the transaction that an earlier netagent left open, and report damaged files. Raises OSError."""
+        """Install signal handlers, report damaged files and roll back an open transaction of an earlier netagent.
+
+        Raises OSError.
+        """
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
@@ -350,7 +353,7 @@ class Server:
                 if connection is not None:
                     self._serve(connection)
                 elif self._budgets.are_full:
-                    return
+                    break
         except Stop:
             self._roll_back_open("netagent was stopped")
         if self._counts:  # the next line would be of another process

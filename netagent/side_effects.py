@@ -21,10 +21,8 @@ Places = Set[tuple[int, IPAddress, IPNetwork]]
 class AddressCounts:
     """Counts the addresses of each link, to find the last one."""
 
-    def __init__(self, addresses: Iterable[Address] = ()) -> None:
+    def __init__(self) -> None:
         self._links, self._ips = Counter[tuple[int, int]](), Counter[tuple[int, IPAddress]]()
-        for address in addresses:
-            self.add(address)
 
     def add(self, address: Address, change: int = 1) -> None:
         """Add an address to the count, or remove it with -1."""
@@ -141,7 +139,7 @@ def is_derived(route: Route, places: Places) -> bool:
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
-    """Return an IPv6 address, or one of `routes`, that the kernel would remove when the link is set down, or None.
+    """Return a text for an IPv6 address, or one of `routes`, that the kernel would remove with the link down, or None.
 
     `routes` are those that the kernel does not add again: see is_derived. IPv4 addresses stay on a link that is down.
     The kernel adds automatic addresses again. Before Linux 5.18, every link-local address counts as automatic.

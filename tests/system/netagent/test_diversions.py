@@ -784,6 +784,11 @@ def test_an_unusual_broadcast_address_is_no_address(lab: Lab, name: str) -> None
     assert "did not add the route" in refused(lab, route(on, "10.77.0.127/32", table=255))
 
 
+def test_a_rule_for_a_table_of_no_link_names_the_table(lab: Lab) -> None:
+    for of_no_link in (rule("10.0.1.10", 254), rule("0.0.0.0/0", 254, mark=1, mask=0xFF00000)):
+        assert refused(lab, of_no_link) == "table 254 is that of no link"
+
+
 def test_a_very_high_ifindex_leads_to_no_table_of_others(lab: Lab) -> None:
     """RouteTableBase + ifindex, modulo the distance of the second tables (2^30)."""
     index = 500 - 9999 + 2**30

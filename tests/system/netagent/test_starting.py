@@ -152,6 +152,18 @@ def test_idle_netagent_exits_if_its_socket_unit_can_start_it(lab: Lab) -> None:
     assert audit_lines(lab)[-1]["verdict"] == "confirmed"
 
 
+def test_idle_exit_logs_the_number_of_checks(lab: Lab) -> None:
+    """Otherwise they would be missing: the next netagent counts from 0."""
+    lab.stop("netagent")
+    process = activated(lab)
+    with Wire(lab) as wire:
+        for _ in range(3):
+            wire.ask(request="check", ops=[{"op": "link_up", "link": 1}])
+    assert process.wait(10) == 0
+    last = audit_lines(lab)[-1]
+    assert (last["request"], last["verdict"], last["checks"]) == ("stop", "stopped", 3)
+
+
 @pytest.mark.parametrize("number", [0, 1, 4])
 def test_unexpected_sockets_stop_the_start(number: int) -> None:
     code = (

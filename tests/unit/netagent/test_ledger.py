@@ -11,7 +11,7 @@ import pytest
 from cloud_network.netagent import transaction, view
 from cloud_network.netagent.kernel import JoinedAddresses, Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
-from cloud_network.netagent.operations import AddressAdd, AddressRemove, Change
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Change, undo_from_wire
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
 from cloud_network.netagent.settings import Settings
 from cloud_network.netagent.transaction import Plan, Transaction
@@ -50,6 +50,13 @@ class DoingKernel(Kernel):
         self, ops: Sequence[Change], *, stop: bool = True, joined: JoinedAddresses | None = None
     ) -> list[int | None]:
         return [0] * len(ops)
+
+
+@pytest.mark.parametrize("name", ["rule_add", "rule_remove"])
+def test_rules_of_the_first_ledgers_have_no_iif_and_no_mark(name: str) -> None:
+    packed = {"address": IP.packed, "prefix": 32, "to": False, "table": 10001, "suppress": True}
+    rule = undo_from_wire({"op": name, "priority": 31000, **packed})
+    assert rule.to_wire() == {"op": name, "priority": 31000, **packed, "local": False, "mark": 0, "mask": 0}
 
 
 def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
