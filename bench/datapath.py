@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cloud_network.fetcher.config import Rules
+from cloud_network.fetcher.config import RulesMode
 from cloud_network.fetcher.network.plan import add_rule, in_ip_syntax
 
 from bench.figures import Figure, figure, ratio, save
@@ -50,7 +50,7 @@ def source(number: int, position: int) -> str:
     return f"10.0.{number}.{10 + position}"
 
 
-def rules(interfaces: int, addresses: int, form: Rules) -> list[str]:
+def rules(interfaces: int, addresses: int, form: RulesMode) -> list[str]:
     """Return the rules for `ip -batch`, in the order in which they are added."""
     cloud = instance(*(interface(n, *(source(n, each) for each in range(addresses))) for n in range(1, interfaces + 1)))
     found = wanted(cloud, host(*map(link, range(1, interfaces + 1))), rules=form)
@@ -85,7 +85,7 @@ def main() -> None:
     figures: list[Figure] = [bare]
     for interfaces, addresses in SHAPES:
         total, last, table = interfaces * addresses, source(interfaces, addresses - 1), BASE + interfaces + 1
-        for form in (Rules.ADDRESS, Rules.AGGREGATE):
+        for form in (RulesMode.ADDRESS, RulesMode.AGGREGATE):
             lines = rules(interfaces, addresses, form)
             name = f"{total} addresses, {form}: {len(lines)} rules"
             each = figure(name, nanoseconds(lines, last, table, given.rounds), "ns")

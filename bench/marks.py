@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cloud_network.fetcher.config import ForwardedReplies
+from cloud_network.fetcher.config import ForwardedRepliesMode
 from cloud_network.fetcher.network.plan import add_rule, in_ip_syntax
 from cloud_network.netagent.netfilter import Netfilter
 from cloud_network.netagent.operations import LinkMark
@@ -155,7 +155,7 @@ def echoes(rounds: int, links: int = 0) -> list[float]:
     return [float(each) for each in done]
 
 
-def host_rules(interfaces: int, addresses: int, forwarded: ForwardedReplies) -> list[str]:
+def host_rules(interfaces: int, addresses: int, forwarded: ForwardedRepliesMode) -> list[str]:
     """Return the rules for `ip -batch`."""
     cloud = instance(*(interface(n, *(source(n, each) for each in range(addresses))) for n in range(1, interfaces + 1)))
     found = wanted(cloud, host(*map(link, range(1, interfaces + 1))), forwarded_replies=forwarded)
@@ -175,7 +175,7 @@ def of_the_host(rounds: int, shapes: Sequence[tuple[int, int]] = ((4, 15), (60, 
     found = []
     for interfaces, addresses in shapes:
         last, table, pair = source(interfaces, addresses - 1), BASE + interfaces + 1, list[Figure]()
-        for forwarded in ForwardedReplies:
+        for forwarded in ForwardedRepliesMode:
             lines = host_rules(interfaces, addresses, forwarded)
             name = f"a datagram of the host, {interfaces} interfaces, {forwarded}: {len(lines)} rules"
             pair.append(figure(name, nanoseconds(lines, last, table, rounds), "ns"))

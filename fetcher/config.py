@@ -21,7 +21,7 @@ from cloud_network.netagent.keys import (
     OBSOLETE,
     AuditFailure,
     Endpoint,
-    ForwardedReplies,
+    ForwardedRepliesMode,
     Key,
     LogFormat,
     LogLevel,
@@ -30,7 +30,7 @@ from cloud_network.netagent.keys import (
     Prefixes,
     Provider,
     Purge,
-    Rules,
+    RulesMode,
     did_you_mean,
     excerpt,
     unknown_key,
@@ -44,7 +44,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Endpoint",
-    "ForwardedReplies",
+    "ForwardedRepliesMode",
     "LogFormat",
     "LogLevel",
     "Manage",
@@ -52,7 +52,7 @@ __all__ = [
     "Prefixes",
     "Provider",
     "Purge",
-    "Rules",
+    "RulesMode",
     "load",
 ]
 
@@ -85,12 +85,12 @@ class Config:
     provider: Provider = Provider.AUTO
     route_table_base: int = 9999
     rule_priority: int = 31000
-    rules: Rules = Rules.AGGREGATE
+    rules: RulesMode = RulesMode.AGGREGATE
     manage: Manage = Manage.ALL
     exclude: tuple[str, ...] = ()  # patterns: netagent.claims.is_excluded
     exclude_addresses: tuple[Network, ...] = ()
     prefixes: Prefixes | None = None  # None: the cloud's own default
-    forwarded_replies: ForwardedReplies = ForwardedReplies.OFF
+    forwarded_replies: ForwardedRepliesMode = ForwardedRepliesMode.OFF
     mark_mask: int = 0x7F  # avoids the bits of kube-proxy, Cilium, Calico, Tailscale and the AWS CNI
     purge: Purge = Purge.NEVER
     confirm_timeout: float = 30.0

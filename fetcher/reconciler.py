@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, explain, transact
-from cloud_network.fetcher.config import Config, ForwardedReplies
+from cloud_network.fetcher.config import Config, ForwardedRepliesMode
 from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved_gateways
@@ -236,8 +236,8 @@ class Reconciler:
         """Read the kernel, unless it is `seen`, and ask netagent for what only it can read. Raises KernelError."""
         look, macs = seen or self._look(), {each.mac for each in metadata.interfaces}
         actual = self._memory.presence.observe(look.actual, macs, look.finished)
-        with_marks = self._config.forwarded_replies is not ForwardedReplies.OFF
-        if protocol.MARKS_ADDRESSES and not with_marks:
+        with_marks = self._config.forwarded_replies is not ForwardedRepliesMode.OFF
+        if protocol.HAS_IFA_PROTO and not with_marks:
             return actual
         if agent is None and not with_marks and self._owned is not None and self._owned.holds_for(actual):
             return actual.with_owned(self._owned.places)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cloud_network.fetcher.config import Config, ForwardedReplies
+from cloud_network.fetcher.config import Config, ForwardedRepliesMode
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual
 from cloud_network.netagent.claims import is_excluded
@@ -216,7 +216,7 @@ class Schedule:
 
     def compare_ended(self, retry_at: float) -> None:
         """Compare again at `retry_at` (infinity: only after an event), but not at once."""
-        if self._config.forwarded_replies is ForwardedReplies.MARK:
+        if self._config.forwarded_replies is ForwardedRepliesMode.MARK:
             retry_at = min(retry_at, self._clock() + MARKS_CHECK_S)
         self._compare_timer = max(retry_at, self._compared_at + _MIN_INTERVAL_S)
 

@@ -7,6 +7,9 @@ against `view`: the kernel's state in parts (`links`, `addresses`, `networks`, `
 undoes it unless it is confirmed. `audit` logs the request, the client's process and the outcome. Before all that,
 `sandbox` restricts the process to CAP_NET_ADMIN, its own files and about fifty system calls.
 
+Read them in this order: `operations`, `claims`, `view`, `policy`, `request_policy`, `transaction`, `rollback`,
+`server`. `conflicts` and `side_effects` are pure helpers of `policy`; `flush` lists the removals of a flush.
+
 An owned object is one that netagent added; all other objects are foreign. A compromised client can request only nine
 operations, within docs/policy.md. netagent imports no other package of this project.
 """

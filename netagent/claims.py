@@ -37,8 +37,8 @@ WIDEST_SUBNET = {4: 16, 6: 44}
 """Shortest prefix of a subnet that the link has not learned. AWS has the widest IPv6 subnets, /44."""
 WIDEST_RANGE = {4: 20, 6: 64}
 """Shortest prefix of a range: a route of type local, or a source of forwarded packets."""
-RANGE_OF_SUBNET = 2
-"""A range inside a subnet of its link is at most a quarter of it: 2 more bits."""
+RANGE_EXTRA_BITS = 2
+"""A range in a subnet of its link has a prefix that is at least 2 bits longer: at most a quarter of the subnet."""
 _MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PATTERN = re.compile(r"\[[^]]+\]|[*?]")  # wildcards
 CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
@@ -89,7 +89,7 @@ class MarkSelector:
     is_inverted: bool = False
 
     def may_have(self, mark: int, mask: int) -> bool:
-        """Return True if packets with these bits inside `mask` may have a mark that the rule's program uses.
+        """Return True if the rule's program may use the mark `mark`; `mask` has the bits that are compared.
 
         A rule that compares these bits with 0, or does not compare them, does not count; but `not fwmark 0/MASK`
         selects all packets that have one of the bits.
@@ -211,7 +211,7 @@ def range_limit(network: IPNetwork, subnets: Iterable[IPNetwork]) -> str | None:
     for subnet in subnets:
         if contains(network, subnet):
             return f"{network} covers {subnet}, a subnet of the link"
-        if contains(subnet, network) and network.prefixlen < subnet.prefixlen + RANGE_OF_SUBNET:
+        if contains(subnet, network) and network.prefixlen < subnet.prefixlen + RANGE_EXTRA_BITS:
             return f"{network} is more than a quarter of {subnet}, a subnet of the link"
     return None
 

@@ -17,7 +17,7 @@ class ForeignHop:
     gateway: IPAddress | None
     discards: bool  # blackhole, unreachable or prohibit; in main also throw
     by_cloud: bool  # through a link of the cloud: on link, or by a gateway of the cloud
-    is_connected: bool  # of an address of the cloud's links (also excluded ones), or to a host by DHCP or a router
+    belongs_to_link: bool  # of an address of the cloud's links (also excluded ones), or to a host by DHCP or a router
     parent: int = 0  # the interface of the cloud below `link`, if this is the connected route of a macvlan or ipvlan
     is_learned_by_parent: bool = False  # as a subnet
     is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
@@ -65,7 +65,7 @@ def _leads_elsewhere(hop: ForeignHop, network: IPNetwork, link: int) -> bool:
         return True
     if hop.is_local and hop.link != link:  # AnyIP or anycast of another link
         return True
-    if hop.is_connected:
+    if hop.belongs_to_link:
         return False
     is_equal_subnet = hop.destination == network and not is_single(network)
     if hop.gateway is None and (hop.link == link or is_equal_subnet):  # two links may be in one subnet

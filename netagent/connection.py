@@ -56,7 +56,7 @@ class Peer:
         return cls(pid, uid, gid, cgroup.rpartition("/")[2][:80] or None)
 
     @property
-    def is_root(self) -> bool:
+    def has_uid_0(self) -> bool:
         """True for uid 0."""
         return self.uid == 0
 
@@ -208,7 +208,7 @@ class Listener:
             peer = Peer.of(sock)
             if peer.uid == self._fetcher_uid:
                 return self._open(sock, peer)
-            if not peer.is_root:
+            if not peer.has_uid_0:
                 self._reject(sock, peer, f"uid {peer.uid} may not connect")
                 return None
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

@@ -33,12 +33,12 @@ class ForeignRoutes:
         self._routes: NetworkIndex[Route] = NetworkIndex()
         self._halves: list[tuple[Route, NextHop]] = []  # to halves of the address space: a VPN for everything
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
-        self._connected_before = set[tuple[int, IPNetwork]]()  # the request, connected routes by link
+        self._connected_before = set[tuple[int, IPNetwork]]()  # by link, connected routes before the request
         self._any_ip = set[tuple[int, IPNetwork]]()  # by link, those in table local of other programs: see _add_local
         self._hops: dict[IPNetwork, Sequence[ForeignHop]] = {}  # see hops
-        self._divided: dict[IPNetwork, bool] = {}  # see is_divided
+        self._partly_elsewhere: dict[IPNetwork, bool] = {}  # see is_partly_elsewhere
         self.ipv6_connected = set[tuple[int, IPNetwork]]()  # by link, with the kernel's protocol and metric
-        self.prefixes_of_routers = set[tuple[int, IPNetwork]]()  # by link, those to which no address needs a route
+        self.prefixes_of_routers = set[tuple[int, IPNetwork]]()  # by link, connected routes that no address needs
         self.on_link_without_address = set[tuple[int, IPNetwork]]()  # on link in main by a route that no address needs
 
     # Reading the routes. Addresses must be read before.
@@ -102,7 +102,7 @@ class ForeignRoutes:
         if is_single(network) and hop.link in self._addresses.holders(network.network_address):
             return  # of an IPv6 address: it is no subnet of the link
         is_advertised = _may_be_advertised_prefix(route) and not self._addresses.in_network(hop.link, network)
-        if is_advertised and _is_wider_than_of_a_cloud(network):
+        if is_advertised and _is_wider_than_cloud_subnets(network):
             return
         learned = self._is_learned(route, hop)
         if learned:
@@ -119,7 +119,7 @@ class ForeignRoutes:
     def _is_learned(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
         network = route.destination
-        if _is_wider_than_of_a_cloud(network):
+        if _is_wider_than_cloud_subnets(network):
             return False
         if route.protocol in _DHCP_OR_RA:
             return True
@@ -159,7 +159,7 @@ class ForeignRoutes:
                 continue
             if route.table != TABLE_LOCAL or (route.hops[0].link, route.destination) in self._any_ip:
                 for each in (self._foreign_hop(route, hop) for hop in route.hops):
-                    if each.discards or not (each.by_cloud and each.is_connected):
+                    if each.discards or not (each.by_cloud and each.belongs_to_link):
                         yield each
 
     def _foreign_hop(self, route: Route, hop: NextHop) -> ForeignHop:
@@ -168,21 +168,23 @@ class ForeignRoutes:
         on_cloud = self._links.is_cloud(link) and not hop.encapsulates
         by_dhcp_or_ra = route.protocol in _DHCP_OR_RA
         version = route.destination.version
-        by_gateway = gateway is None or by_dhcp_or_ra or self._gateways.is_router_of_cloud(link, gateway, version)
         if self._links.is_excluded(link):  # the operator's own link: other routes are the operator's, not the cloud's
-            by_gateway = by_dhcp_or_ra or (gateway is None and self._is_subnet_of_cloud(route, hop))
+            of_cloud = by_dhcp_or_ra or (gateway is None and self._is_subnet_of_cloud(route, hop))
+        else:
+            of_cloud = by_dhcp_or_ra or gateway is None or self._gateways.is_router_of_cloud(link, gateway, version)
         # systemd-networkd adds such a route to the gateway, and to name and time servers: see hosts_of_leases.
         is_host_of_lease = by_dhcp_or_ra and gateway is None and is_single(route.destination)
         by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and hop.gateway is None
         is_connected = by_kernel and (link, route.destination) in self._connected_before
         parent = self._links.parent(link) if is_connected and not hop.encapsulates else 0
+        delivers = route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST
         return ForeignHop(
             destination=route.destination,
             link=link,
             gateway=gateway,
             discards=route.kind in (*_DISCARDS, rtnetlink.RTN_THROW),
-            by_cloud=on_cloud and by_gateway and (route.table == TABLE_LOCAL or route.kind == rtnetlink.RTN_UNICAST),
-            is_connected=on_cloud and (is_host_of_lease or is_connected),
+            by_cloud=on_cloud and of_cloud and delivers,
+            belongs_to_link=on_cloud and (is_host_of_lease or is_connected),
             parent=parent,
             is_learned_by_parent=self._networks.learned.has(parent, route.destination),
             is_local=route.table == TABLE_LOCAL,
@@ -196,7 +198,7 @@ class ForeignRoutes:
 
     def is_subnet_of_parent(self, hop: ForeignHop) -> bool:
         """Return True for the connected route of a macvlan or ipvlan, if its interface has the same subnet."""
-        networks = (self._networks.subnets, self._networks.own_on_link)
+        networks = (self._networks.subnets, self._networks.owned_on_link)
         return hop.parent > 0 and any(each.has(hop.parent, hop.destination) for each in networks)
 
     def halves(self) -> Iterator[ForeignHop]:
@@ -218,16 +220,16 @@ class ForeignRoutes:
 
         These are private networks, metadata servers and subnets of the cloud's links.
         """
-        near = any(self._links.is_cloud(link) for _, link in self._networks.subnets.around(network))
+        near = any(self._links.is_cloud(link) for _, link in self._networks.subnets.all_containing(network))
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
-    def is_divided(self, subnet: IPNetwork) -> bool:
+    def is_partly_elsewhere(self, subnet: IPNetwork) -> bool:
         """Return True if another program routes all or a part of a subnet elsewhere, or through a gateway."""
-        if subnet not in self._divided:
+        if subnet not in self._partly_elsewhere:
             inside = (each for each in self.hops(subnet) if each.destination.prefixlen >= subnet.prefixlen)
             routed = (each for each in inside if not each.is_local)
-            self._divided[subnet] = any(each.gateway is not None or not each.by_cloud for each in routed)
-        return self._divided[subnet]
+            self._partly_elsewhere[subnet] = any(each.gateway is not None or not each.by_cloud for each in routed)
+        return self._partly_elsewhere[subnet]
 
     def tunnels_to(self, link: int, network: IPNetwork) -> set[int]:
         """Return the tunnels through which other programs route all of `network`, as specifically as `link` has it."""
@@ -283,7 +285,7 @@ class ForeignRoutes:
                 yield from (hop.link for hop in route.hops if hop.link != link and _puts_on_link(route, hop))
 
 
-def _is_wider_than_of_a_cloud(network: IPNetwork) -> bool:
+def _is_wider_than_cloud_subnets(network: IPNetwork) -> bool:
     """Return True for an IPv6 network that no cloud gives to a link, such as 2000::/3."""
     return network.version == 6 and network.prefixlen < claims.WIDEST_SUBNET[6]
 

@@ -36,7 +36,7 @@ class Gateways:
         self._of_defaults: dict[int, set[IPAddress]] = defaultdict(set)  # of other programs' default routes, by link
         self._default_families = set[tuple[int, int]]()  # the links and IP versions of these routes
         self._of_main: dict[tuple[int, int], set[IPAddress]] = defaultdict(set)  # those in main, also by IP version
-        self._of_own: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
+        self._of_owned: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
 
     def add(self, gateway: IPAddress, link: int) -> None:
         """Count a gateway of any route, or of a nexthop object."""
@@ -54,9 +54,9 @@ class Gateways:
         if in_main:
             self._of_main[link, version].add(gateway)
 
-    def count_own(self, gateway: IPAddress, link: int, change: int) -> None:
+    def count_owned(self, gateway: IPAddress, link: int, delta: int) -> None:
         """Count an owned route through this gateway in one of the link's tables, or forget it with -1."""
-        self._of_own[link][gateway] += change
+        self._of_owned[link][gateway] += delta
 
     # Which gateways a link's routes may use.
 
@@ -67,7 +67,7 @@ class Gateways:
         if not is_link_local(single(gateway)):
             return False
         # 4. An own gateway stays one after its advertisement has expired.
-        return (link, gateway) in self._routers or self._of_own[link][gateway] > 0
+        return (link, gateway) in self._routers or self._of_owned[link][gateway] > 0
 
     def is_router_of_cloud(self, link: int, gateway: IPAddress, version: int) -> bool:
         """Return True for the cases 1 (of main only), 2, 3 and 5: other programs' routes through it are the cloud's.
@@ -91,7 +91,7 @@ class Gateways:
 
     def _is_convention(self, link: int, gateway: IPAddress) -> bool:
         """Return True for a gateway by convention of one of the link's addresses. One per link and family."""
-        for used, times in self._of_own[link].items():
+        for used, times in self._of_owned[link].items():
             is_other = times and used.version == gateway.version and used != gateway
             if is_other and not claims.within(single(used), self._allowed):
                 return False
@@ -102,7 +102,10 @@ class Gateways:
         )
 
     def has_ipv6_router(self, link: int) -> bool:
-        """Return True if the link has an IPv6 default route or has learned an IPv6 network. A router may still come."""
+        """Return True if the link has an IPv6 default route or has learned an IPv6 network.
+
+        If not, an advertisement may still arrive.
+        """
         return (link, 6) in self._default_families or self._networks.has_ipv6_network(link)
 
     # Which addresses no link may claim.
@@ -113,7 +116,7 @@ class Gateways:
             return "a resolver's address"
         if ip in self._users or ip in self._former:
             return "a gateway's address"
-        for subnet, link in self._networks.subnets.around(single(ip)):
+        for subnet, link in self._networks.subnets.all_containing(single(ip)):
             if self._networks.learned.has(link, subnet) and ip == self._expected_gateway(link, subnet):
                 return f"the gateway of {subnet} by convention"
         return None
@@ -130,7 +133,7 @@ class Gateways:
         return None if is_known or is_single(subnet) else subnet.network_address + 1
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
-        """Return a gateway or resolver inside `network`, except gateways of `link`."""
+        """Return a gateway or resolver inside `network`, except gateways of `link`; None: of no link."""
         for ip in (*self._inside(network), *self._resolvers, *self._former):
             if contains(network, single(ip)) and (link is None or link not in self._users.get(ip, ())):
                 return ip
@@ -142,8 +145,8 @@ class Gateways:
         """Return a resolver inside `network`."""
         return next((ip for ip in self._resolvers if contains(network, single(ip))), None)
 
-    def links_inside(self, network: IPNetwork) -> Iterator[tuple[IPAddress, Set[int]]]:
-        """Yield the gateways of all routes inside `network`, and the links that use each. A host may have thousands."""
+    def gateways_inside(self, network: IPNetwork) -> Iterator[tuple[IPAddress, Set[int]]]:
+        """Yield each gateway inside `network`, with the links that use it. A host may have thousands."""
         return ((gateway, self._users[gateway]) for gateway in self._inside(network))
 
     def _inside(self, network: IPNetwork) -> Iterator[IPAddress]:

@@ -258,7 +258,8 @@ class Kernel:
         passes the same `joined` each time, so that it need not be read again.
         """
         results: list[int | None] = [None] * len(ops)
-        may_wait, joined = True, JoinedAddresses() if joined is None else joined
+        may_wait = True  # after a timeout, no more waits: each part would take JOIN_SECONDS
+        joined = JoinedAddresses() if joined is None else joined
         for start, part in _batches(ops):
             may_wait = may_wait and self._wait_for_groups(part, joined)
             with contextlib.suppress(OSError):  # the errno of an unacknowledged operation stays None

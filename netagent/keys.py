@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 
 from .claims import link_patterns
-from .operations import BAND
+from .operations import NUMBER_OF_PRIORITIES
 
 MAIN_PRIORITY = 32766
 """Priority of the kernel's own rule `lookup main`; all owned rules must come before it."""
@@ -60,7 +60,7 @@ class Provider(StrEnum):
     TENCENT = "tencent"
 
 
-class Rules(StrEnum):
+class RulesMode(StrEnum):
     """Rules=: one rule per subnet or per address; `original` adds the `to` rules of the Go original."""
 
     AGGREGATE = "aggregate"
@@ -83,7 +83,7 @@ class Prefixes(StrEnum):
     IGNORE = "ignore"
 
 
-class ForwardedReplies(StrEnum):
+class ForwardedRepliesMode(StrEnum):
     """ForwardedReplies=: `mark` sends replies of forwarded connections out through the interface they came in by."""
 
     OFF = "off"
@@ -271,7 +271,8 @@ def _text(value: object) -> str:
 _LINKS = "names of links, separated by spaces"
 _PATTERNS = 'names of links with *, ? and [...], and MACs, separated by spaces, such as "eni* ens[6-9]"'
 _DURATION = 'at least 1s, such as "300s", "5m" or "1h30m"'
-_BELOW_MAIN = f"1 to {MAIN_PRIORITY - BAND}: all {BAND} priorities must be below main's {MAIN_PRIORITY}"
+_HIGHEST_PRIORITY = MAIN_PRIORITY - NUMBER_OF_PRIORITIES
+_BELOW_MAIN = f"1 to {_HIGHEST_PRIORITY}: all {NUMBER_OF_PRIORITIES} priorities must be below main's {MAIN_PRIORITY}"
 _NETWORKS = 'addresses or prefixes, separated by spaces, such as "10.0.0.0/8 2001:db8::/32"'
 
 
@@ -291,13 +292,13 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "Supplementary": Key("supplementary", link_names, _LINKS),
         "Provider": _one_of("provider", Provider),
         "RouteTableBase": Key("route_table_base", integer_between(256, 1_000_000_000), "256 to 1000000000"),
-        "RulePriority": Key("rule_priority", integer_between(1, MAIN_PRIORITY - BAND), _BELOW_MAIN),
-        "Rules": _one_of("rules", Rules),
+        "RulePriority": Key("rule_priority", integer_between(1, _HIGHEST_PRIORITY), _BELOW_MAIN),
+        "Rules": _one_of("rules", RulesMode),
         "Manage": _one_of("manage", Manage),
         "Exclude": Key("exclude", link_patterns, _PATTERNS),
         "ExcludeAddresses": Key("exclude_addresses", networks, _NETWORKS),
         "Prefixes": _one_of("prefixes", Prefixes),
-        "ForwardedReplies": _one_of("forwarded_replies", ForwardedReplies),
+        "ForwardedReplies": _one_of("forwarded_replies", ForwardedRepliesMode),
         "MarkMask": Key("mark_mask", mask, "a 32-bit mask of at least two adjacent bits, such as 0x7f"),
         "Purge": _one_of("purge", Purge),
         "ConfirmTimeout": Key("confirm_timeout", seconds_between(1, 600), '1s to 10m, such as "30s"'),

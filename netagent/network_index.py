@@ -94,7 +94,7 @@ class NetworksByLink:
             if other != link:
                 yield from ((each, other) for each in self.overlapping(other, network))
 
-    def around(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, int]]:
+    def all_containing(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, int]]:
         """Yield the networks of all links that are or contain `network`, with their links."""
         return self._all.containing(network)
 
@@ -102,7 +102,7 @@ class NetworksByLink:
         """Return the links that have exactly this network."""
         return self._all.exactly(network)
 
-    def links(self, network: IPNetwork) -> set[int]:
+    def links_overlapping(self, network: IPNetwork) -> set[int]:
         """Return the links that have a network that overlaps `network`."""
         return {link for link in self._links if any(True for _ in self.overlapping(link, network))}
 

@@ -176,24 +176,24 @@ class Rule:
         return all(isinstance(data.value, bytes) and each.matches(data.value) for each, data in pairs)
 
 
-def _packet_rule(chain: bytes, each: LinkMark, mask: int, bits: int) -> Rule:
-    return Rule(chain, (*_has_mark("ct", NFT_CT_MARK, each, mask), *_set_bits("meta", NFT_META_MARK, mask, bits)))
+def _packet_rule(chain: bytes, link_mark: LinkMark, mask: int, bits: int) -> Rule:
+    return Rule(chain, (*_has_mark("ct", NFT_CT_MARK, link_mark, mask), *_set_bits("meta", NFT_META_MARK, mask, bits)))
 
 
-def _unmark_rule(each: LinkMark, mask: int) -> Rule:
-    connection = _has_mark("ct", NFT_CT_MARK, each, mask)
-    packet = _has_mark("meta", NFT_META_MARK, each, mark_bits(mask))
+def _unmark_rule(link_mark: LinkMark, mask: int) -> Rule:
+    connection = _has_mark("ct", NFT_CT_MARK, link_mark, mask)
+    packet = _has_mark("meta", NFT_META_MARK, link_mark, mark_bits(mask))
     return Rule(UNMARK, (*connection, *packet, *_set_bits("meta", NFT_META_MARK, mask, 0)))
 
 
-def _has_mark(kind: str, key: int, each: LinkMark, mask: int) -> tuple[Attribute, ...]:
-    return _load(kind, key), _bitwise(mask, 0), _compare(NFT_CMP_EQ, U32.pack(each.mark))
+def _has_mark(kind: str, key: int, link_mark: LinkMark, mask: int) -> tuple[Attribute, ...]:
+    return _load(kind, key), _bitwise(mask, 0), _compare(NFT_CMP_EQ, U32.pack(link_mark.mark))
 
 
-def _arrival_rule(each: LinkMark, mask: int) -> Rule:
-    is_link = _load("meta", NFT_META_IIF), _compare(NFT_CMP_EQ, U32.pack(each.link))
+def _arrival_rule(link_mark: LinkMark, mask: int) -> Rule:
+    is_link = _load("meta", NFT_META_IIF), _compare(NFT_CMP_EQ, U32.pack(link_mark.link))
     is_new = _load("ct", NFT_CT_STATE), _bitwise(NF_CT_STATE_NEW, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
-    return Rule(PREROUTING, (*is_link, *is_new, *_set_bits("ct", NFT_CT_MARK, mask, each.mark)))
+    return Rule(PREROUTING, (*is_link, *is_new, *_set_bits("ct", NFT_CT_MARK, mask, link_mark.mark)))
 
 
 def _goto_rule(chain: bytes, target: bytes, mask: int, *condition: Attribute) -> Rule:

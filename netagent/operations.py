@@ -22,8 +22,8 @@ Message = Mapping[str, Value]
 PROTOCOL = 209
 """Protocol number of owned routes, rules and addresses (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)."""
 TABLE_MAIN, TABLE_LOCAL = 254, 255
-BAND = 30
-"""Owned rules have the priorities RulePriority to RulePriority + BAND - 1."""
+NUMBER_OF_PRIORITIES = 30
+"""Owned rules have the priorities RulePriority to RulePriority + NUMBER_OF_PRIORITIES - 1."""
 MAX_MTU = 65535
 MAX_INDEX = 2**31 - 1
 MAX_PRIORITY = 32765
@@ -269,8 +269,8 @@ class RouteReplace:
 class RouteAdd(RouteReplace):
     """A RouteReplace that fails if the table has a route of any program with this destination and metric: NLM_F_EXCL.
 
-    Another program may have added one since netagent read the routes. Only sent to the kernel; no client can request
-    it, and no file has it.
+    Another program may have added one since netagent read the routes. It is made just before it is sent to the kernel:
+    no request and no ledger contains it.
     """
 
 

@@ -15,7 +15,7 @@ from .claims import is_single, single
 from .conflicts import ForeignHop, conflict, is_wide_link_local
 from .keys import Prefixes
 from .operations import (
-    BAND,
+    NUMBER_OF_PRIORITIES,
     TABLE_LOCAL,
     TABLE_MAIN,
     AddressAdd,
@@ -36,9 +36,9 @@ from .operations import (
 )
 from .protocol import Code, Refused, Remaining
 from .rtnetlink import IFA_F_NOPREFIXROUTE, Address
-from .rules import is_main_rule, rule_key
+from .rules import is_rule_for_main, rule_key
 from .side_effects import foreign_dependents
-from .view import OwnRoute, View
+from .view import OwnedRoute, View
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
 MAX_RULES = 8192
@@ -46,7 +46,7 @@ MAX_RULES = 8192
 MAX_ADDRESSES = 4096
 """Limit of owned addresses, as that of the fetcher. The kernel compares all IPv6 addresses to choose a source."""
 
-MAIN_RULE = "lookup main suppress_prefixlength 0"
+RULE_FOR_MAIN = "lookup main suppress_prefixlength 0"
 
 CheckFunction = Callable[[Any, View], Change]
 
@@ -107,7 +107,7 @@ def check_link_up(op: LinkUp, view: View) -> Change:
 def check_local_when_up(address: Address, view: View) -> None:
     """Raise Refusal if an IPv6 address of a link that is down, not local yet, is another host's by now.
 
-    An operator may have given this host itself the address of a resolver, or the first of a subnet.
+    Of gateways and resolvers, only owned addresses count: an operator may run a resolver or a gateway on this host.
     """
     network = single(address.ip)
     if not view.is_allowed(network):
@@ -155,15 +155,17 @@ def check_conflicts(
 ) -> None:
     """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see conflict."""
     if hop := conflict(network, link, view.foreign.hops(network), learned):
-        raise _routed_elsewhere(shown, network, hop, view)
+        raise _refusal_routed_elsewhere(shown, network, hop, view)
 
 
-def _routed_elsewhere(shown: IPInterface | IPNetwork, network: IPNetwork, hop: ForeignHop, view: View) -> Refusal:
-    where = f"{hop.destination}, which another program routes by {_way(hop, view)}"
+def _refusal_routed_elsewhere(
+    shown: IPInterface | IPNetwork, network: IPNetwork, hop: ForeignHop, view: View
+) -> Refusal:
+    where = f"{hop.destination}, which another program routes by {_hop_text(hop, view)}"
     return Refusal(f"{shown} overlaps {where}", allow=allow_addresses(network))
 
 
-def _way(hop: ForeignHop, view: View) -> str:
+def _hop_text(hop: ForeignHop, view: View) -> str:
     if hop.discards:
         return "discarding it"
     via = f" via {hop.gateway}" if hop.gateway is not None else ""
@@ -218,8 +220,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if the kernel would later confuse the connected route of an IPv6 address with a foreign route.
 
     With the owned address, it would remove a route of another program or a router. For a foreign address that has no
-    connected route, it would keep the owned address's route. Such an address has the flag, is from a router whose
-    prefix is not on link (RFC 4861, 4.6.2), or another program has removed the route or given it another metric.
+    connected route, it would keep the owned address's route. Such an address has IFA_F_NOPREFIXROUTE, is from a router
+    whose prefix is not on link (RFC 4861, 4.6.2), or another program has removed its route or changed the metric.
     """
     if network.version == 4:
         return
@@ -262,10 +264,10 @@ def check_ends(op: AddressAdd, view: View) -> None:
         if any(True for _ in view.foreign.hosts_of_leases(single(end))) and not view.is_allowed(network):
             reason = f"{end}, an end of {network}, is a host, by DHCP or a router"
             raise Refusal(reason, allow=allow_addresses(network))
-        if (TABLE_LOCAL, single(end)) in view.own_routes:
+        if (TABLE_LOCAL, single(end)) in view.owned_routes:
             raise Refusal(f"{end}, an end of {network}, has a route in table local of cloud-network; remove it first")
-        ranges = (each for each, _ in view.networks.local_ranges.around(single(end)))
-        if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
+        ranges = (each for each, _ in view.networks.local_ranges.all_containing(single(end)))
+        if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.owned_routes), None):
             raise Refusal(f"{end}, an end of {network}, lies in the local range {foreign} of another program")
 
 
@@ -309,13 +311,13 @@ def check_address_add(op: AddressAdd, view: View) -> Change:
     if holders and not is_owned_with_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
     check_hosts_of_leases(op.link, single(ip), view)
-    if (TABLE_LOCAL, single(ip)) in view.own_routes:
+    if (TABLE_LOCAL, single(ip)) in view.owned_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_ends(op, view)
     check_special_address(ip, view)
     if view.addresses.number_owned >= MAX_ADDRESSES:
         raise Refusal(f"cloud-network has {MAX_ADDRESSES} addresses already")
-    check_room(view)
+    check_object_limit(view)
     view.add_owned(op.link, op.interface, connected_route=op.connected_route)
     if ip.version == 6:
         view.added_ipv6.add((op.link, op.interface))
@@ -366,14 +368,14 @@ def lost_with_address(address: Address, view: View) -> str | None:
     return None
 
 
-def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
+def replaced_route(op: RouteReplace, view: View) -> OwnedRoute | None:
     """Return the owned route to replace, or None. Raises Refusal for a foreign table or route."""
     tables = view.tables_of(op.link)
     if op.table not in (*tables, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {tables[0]} or {tables[1]}")
     if view.foreign.has(op.table, op.destination):
         raise Refusal(f"cloud-network did not add the route to {op.destination} in table {op.table}")
-    return view.own_routes.get((op.table, op.destination))
+    return view.owned_routes.get((op.table, op.destination))
 
 
 def check_changed_once(op: RouteReplace | RouteRemove, view: View) -> None:
@@ -384,7 +386,7 @@ def check_changed_once(op: RouteReplace | RouteRemove, view: View) -> None:
 
 def check_route_replace(op: RouteReplace, view: View) -> Change:
     """Accept a route in the link's tables, on link or through a gateway of the cloud, and a range in table local."""
-    existing = existing_route(op, view)
+    existing = replaced_route(op, view)
     check_changed_once(op, view)
     if op.table == TABLE_LOCAL:
         check_local_range(op, view)
@@ -394,23 +396,23 @@ def check_route_replace(op: RouteReplace, view: View) -> Change:
         check_gateway(op.link, op.gateway, view)
         check_destination(op, view)
     if existing is None:
-        check_room(view)
-    view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
+        check_object_limit(view)
+    view.add_route(op.table, op.destination, OwnedRoute(op.link, op.gateway))
     view.changed_routes.add((op.table, op.destination))
     if existing is None:
         return op.inverse(None)
     return op.inverse(RouteReplace(op.table, existing.link, op.destination, existing.gateway))
 
 
-def check_rules_of_table(op: RouteReplace, view: View) -> None:
+def check_on_link_with_rules(op: RouteReplace, view: View) -> None:
     """Raise Refusal for an on-link route to a divided network if a rule for the table would have to come after main."""
-    if not view.foreign.is_divided(op.destination):
+    if not view.foreign.is_partly_elsewhere(op.destination):
         return
     version = op.destination.version
-    for rule in view.rules.own.values():
+    for rule in view.rules.owned.values():
         is_for_route = rule.table == op.table and rule.selector.version == version
         if is_for_route and is_for_others(rule, view) and not view.rules.main_comes_before(version, rule.priority):
-            after = f"cloud-network's rule {rule.priority} must then come after one for main: `{MAIN_RULE}`"
+            after = f"cloud-network's rule {rule.priority} must then come after one for main: `{RULE_FOR_MAIN}`"
             raise Refusal(f"another program routes {op.destination} or a part of it elsewhere, and {after}")
 
 
@@ -449,7 +451,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
             check_nesting(link, network, view)
     else:
         check_claimed_subnet(link, network, view)
-    check_rules_of_table(op, view)
+    check_on_link_with_rules(op, view)
 
 
 def check_claimed_subnet(link: int, network: IPNetwork, view: View) -> None:
@@ -494,7 +496,7 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
     elif is_gateway:
         found = (hop for hop in found if hop.discards or not hop.by_cloud)
     if hop := conflict(network, link, found, view.networks.subnets.containing(link, network)):
-        raise _routed_elsewhere(network, network, hop, view)
+        raise _refusal_routed_elsewhere(network, network, hop, view)
 
 
 def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
@@ -521,21 +523,22 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(f"main's default route discards packets, also those to {network}", allow=allow_addresses(network))
     halves = [hop for hop in view.foreign.halves() if claims.overlap(network, hop.destination)]
     if halves and not view.foreign.may_bypass_vpn(network):
-        reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
+        half = halves[0]
+        reason = f"{network} lies in {half.destination}, which another program routes by {_hop_text(half, view)}"
         raise Refusal(reason, allow=allow_addresses(network))
     for hop in view.foreign.hops(network):
         if hop.is_local:
             continue  # table local comes first: see check_rule_add
         same = (hop.link, hop.gateway) == (op.link, op.gateway)
-        of_cloud = same or hop.by_cloud or hop.is_connected or is_wide_link_local(hop.destination, network)
+        of_cloud = same or hop.by_cloud or hop.belongs_to_link or is_wide_link_local(hop.destination, network)
         of_cloud = of_cloud or (claims.contains(network, hop.destination) and view.foreign.is_subnet_of_parent(hop))
         if hop.discards or not of_cloud:
-            raise _routed_elsewhere(network, network, hop, view)
+            raise _refusal_routed_elsewhere(network, network, hop, view)
 
 
 def check_route_remove(op: RouteRemove, view: View) -> Change:
     """Accept an owned route through this link."""
-    existing = view.own_routes.get((op.table, op.destination))
+    existing = view.owned_routes.get((op.table, op.destination))
     if existing is None or (existing.link, existing.gateway) != (op.link, op.gateway):
         raise Refusal(f"table {op.table} has no such route to {op.destination}")
     check_changed_once(op, view)
@@ -547,8 +550,8 @@ def check_route_remove(op: RouteRemove, view: View) -> Change:
 def check_rule_add(op: RuleAdd, view: View) -> Change:
     """Accept a rule that looks up a link's table for addresses or the mark of that link, and the rule for main."""
     low = view.settings.rule_priority
-    if not low <= op.priority < low + BAND:
-        raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
+    if not low <= op.priority < low + NUMBER_OF_PRIORITIES:
+        raise Refusal(f"priority {op.priority} is not {low}..{low + NUMBER_OF_PRIORITIES - 1}")
     if not view.rules.local_comes_first(op.selector.version):
         add = f"ip -{op.selector.version} rule add pref {low - 1} lookup local"
         raise Refusal(f"table local is not looked up for every packet before {low}; add a rule for it: {add}")
@@ -557,16 +560,16 @@ def check_rule_add(op: RuleAdd, view: View) -> Change:
     elif op.selector.prefixlen:
         check_address_rule(op, view)
     else:
-        check_main_rule(op, view)
+        check_rule_for_main(op, view)
     if (why := needs_main(op, view)) and not view.rules.main_comes_before(op.selector.version, op.priority):
-        missing = f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}"
+        missing = f"cloud-network has no rule `{RULE_FOR_MAIN}` before priority {op.priority}"
         raise Refusal(f"{missing}; add it first, because {why}")
-    if rule_key(op) in view.rules.own:
+    if rule_key(op) in view.rules.owned:
         raise Refusal("there is such a rule already")
     check_once(op, view)
-    if len(view.rules.own) >= MAX_RULES:
+    if len(view.rules.owned) >= MAX_RULES:
         raise Refusal(f"cloud-network has {MAX_RULES} rules already")
-    check_room(view)
+    check_object_limit(view)
     view.rules.add(op)
     return op.inverse()
 
@@ -586,7 +589,7 @@ def check_address_rule(op: RuleAdd, view: View) -> None:
         raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
 
 
-def check_main_rule(op: RuleAdd, view: View) -> None:
+def check_rule_for_main(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule for all packets, unless it looks up main and has an effect only on specific routes."""
     if op.table != TABLE_MAIN or not op.suppress or op.to or op.iif_lo:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
@@ -609,7 +612,7 @@ def needs_main(rule: RuleAdd | RuleRemove, view: View) -> str | None:
     if view.has_virtual_network(rule.selector):
         return f"{rule.selector.network_address} has a network on a link of another program"
     link = claims.link_of_table(rule.table, view.settings.route_table_base)
-    divided = view.divided_network(link, rule.selector.version) if is_for_others(rule, view) else None
+    divided = view.network_partly_elsewhere(link, rule.selector.version) if is_for_others(rule, view) else None
     return f"another program routes {divided} or a part of it elsewhere" if divided is not None else None
 
 
@@ -681,7 +684,7 @@ def is_justified(rule: RuleAdd | RuleRemove, link: int, view: View) -> bool:
             return in_range
         return link in holders or belongs_although_held_by(holders, network, link, view)
     if rule.iif_lo:
-        users = view.networks.local_ranges.links(network) | view.networks.held.links(network)
+        users = view.networks.local_ranges.links_overlapping(network) | view.networks.held.links_overlapping(network)
         return link in users and view.networks.is_on_link(link, network)
     # It also selects forwarded packets: only for a range of the link.
     in_subnet = view.settings.accepts_range_rules and view.is_in_subnet(link, network)
@@ -716,7 +719,7 @@ def forwarding_orphan(link: int, network: IPNetwork, view: View, *, exact: bool)
     return None
 
 
-def shown(rule: RuleRemove) -> str:
+def rule_text(rule: RuleRemove) -> str:
     """Return a rule as text, for a reason."""
     return f"rule {rule.priority} {'to' if rule.to else 'from'} {rule.selector}"
 
@@ -729,7 +732,8 @@ def other_user(rule: RuleAdd, link: int, view: View) -> int | None:
     network = rule.selector
     if rule.to or (is_single(network) and view.addresses.holders(network.network_address)):
         return None
-    holders, ranges = view.networks.held.links(network) - {link}, view.networks.local_ranges.links(network) - {link}
+    holders = view.networks.held.links_overlapping(network) - {link}
+    ranges = view.networks.local_ranges.links_overlapping(network) - {link}
     if not (is_single(network) or rule.iif_lo) and ranges and belongs_although_held_by(ranges, network, link, view):
         ranges = set()
     tunnels = set() if is_single(network) or rule.iif_lo else view.foreign.tunnels_to(link, network)
@@ -744,17 +748,17 @@ def belongs_although_held_by(users: Iterable[int], network: IPNetwork, link: int
     """
     if any(view.links.is_cloud(user) or not view.links.may_have_cloud_addresses(user) for user in users):
         return False
-    around = {other for subnet, other in view.networks.subnets.around(network) if view.links.is_cloud(other)}
+    around = {other for subnet, other in view.networks.subnets.all_containing(network) if view.links.is_cloud(other)}
     for_itself = all(view.links.is_lo_or_dummy(user) for user in users) and claims.within(network, claims.PRIVATE)
     return around == {link} and (for_itself or view.networks.learned.covers(link, network))
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Change:
     """Accept an owned rule."""
-    if view.rules.own.get(rule_key(op)) != op:
+    if view.rules.owned.get(rule_key(op)) != op:
         raise Refusal("cloud-network has no such rule")
     check_once(op, view)
-    if is_main_rule(op):
+    if is_rule_for_main(op):
         check_others_keep_main(op, view)
     view.rules.remove(op)
     return op.inverse()
@@ -763,7 +767,7 @@ def check_rule_remove(op: RuleRemove, view: View) -> Change:
 def check_others_keep_main(op: RuleRemove, view: View) -> None:
     """Raise Refusal if a rule needs this rule for main. The operations between the two removals may take seconds."""
     version = op.selector.version
-    for rule in view.rules.own.values():
+    for rule in view.rules.owned.values():
         if rule.selector.version != version or not needs_main(rule, view):
             continue
         if not view.rules.main_comes_before(version, rule.priority, without=op.priority):
@@ -776,10 +780,10 @@ def check_once(op: RuleAdd | RuleRemove, view: View) -> None:
         raise Refusal("the same rule twice in one request")
 
 
-def check_room(view: View) -> None:
+def check_object_limit(view: View) -> None:
     """Raise Refusal at the limit of owned objects."""
     limit = view.settings.max_objects
-    if view.own_objects >= limit:
+    if view.number_owned_objects >= limit:
         raise Refusal(f"cloud-network has {limit} addresses, routes and rules already", allow="[Netagent] MaxObjects=")
 
 
@@ -821,15 +825,15 @@ def check_earlier_routes(op: Operation, view: View) -> None:
             links = (op.link,)
         case ForwardedReplies():
             links = view.earlier_routes
-        case RuleRemove() if is_main_rule(op):
+        case RuleRemove() if is_rule_for_main(op):
             links = view.earlier_routes
     if (link := next((each for each in links if view.earlier_routes[each]), None)) is not None:
         what = f"{view.name(link)} has routes in tables of an earlier RouteTableBase="
         raise Refusal(f"{what}; remove them first, or: cnctl flush")
 
 
-def check_flush(op: Operation, view: View) -> None:
-    """Accept the removal of an owned object by a flush, also from a link that is no longer the cloud's."""
+def check_removal(op: Operation, view: View) -> None:
+    """Accept the removal of an owned object by a flush or rollback, also on a link that is no longer the cloud's."""
     CHECKS[type(op)](op, view)
 
 

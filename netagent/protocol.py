@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from .operations import BAND as BAND
+from .operations import NUMBER_OF_PRIORITIES as NUMBER_OF_PRIORITIES
 from .operations import PROTOCOL as PROTOCOL
 from .operations import TABLE_LOCAL as TABLE_LOCAL
 from .operations import TABLE_MAIN as TABLE_MAIN
@@ -36,8 +36,8 @@ from .operations import Message as Message
 VERSION = 4
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
 MAX_FRAME = 1 << 20  # bytes
-MARKS_ADDRESSES = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (5, 18)
-"""True if this kernel marks owned addresses with PROTOCOL (IFA_PROTO). Otherwise the ledger lists them."""
+HAS_IFA_PROTO = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (5, 18)
+"""True if this kernel stores PROTOCOL with owned addresses (Linux 5.18). Otherwise the ledger lists them."""
 MAX_OPS = 4096  # operations in one request; that many are well below MAX_FRAME
 MAX_CONFIRM = 600  # seconds
 MAX_REFUSALS = 256  # in the answer to `check`
@@ -213,7 +213,7 @@ class StatusAnswer:
     """The open transaction, the sequence number and hash of the last audit line, and the marks of the table.
 
     `marks` is None if ForwardedReplies= is off, and empty if the table is missing or incomplete. `owned` has the owned
-    addresses, by link, if the kernel does not mark them (MARKS_ADDRESSES); otherwise it is empty.
+    addresses, by link, if the kernel does not mark them (HAS_IFA_PROTO); otherwise it is empty.
     """
 
     open: str | None

@@ -26,13 +26,13 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .policy import Refusal, check_operation, forwarding_orphan, is_justified, needs_main, shown
+from .policy import Refusal, check_operation, forwarding_orphan, is_justified, needs_main, rule_text
 from .protocol import MAX_REFUSALS, Refused
-from .rules import is_main_rule
+from .rules import is_rule_for_main
 from .view import View
 
 MAX_ROUNDS = 8
-"""Number of times that `check_all` checks a request again: a round can show further operations that orphan a rule."""
+"""Rounds of `check_for_report`: each can show further operations that orphan a rule."""
 CHECK_SECONDS = 10
 """Limit of a check, in seconds of the processor (a virtual machine may be paused). Root waits meanwhile, and so does
 the rollback of an overdue change. 4,096 usual operations take less than a second; a client may choose others."""
@@ -83,7 +83,7 @@ class Rejected(Exception):
         self.refused = refused
 
 
-def check(ops: Sequence[Operation], view: View) -> list[Change]:
+def check_for_apply(ops: Sequence[Operation], view: View) -> list[Change]:
     """Return the operation that undoes each of `ops`. Raises Rejected for the first that is refused."""
     accepted, limits = list[Accepted](), Limits()
     for position, op in enumerate(ops):
@@ -96,23 +96,24 @@ def check(ops: Sequence[Operation], view: View) -> list[Change]:
     return [each.inverse for each in accepted]
 
 
-def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
+def check_for_report(ops: Sequence[Operation], view: View) -> list[Refused]:
     """Return every refusal. Each operation is checked as if the accepted ones before it were applied.
 
-    Operations that would orphan a rule are found only at the end. The others are then checked again without them.
+    Operations that would orphan a rule are found only at the end. The others are then checked again without them, at
+    most MAX_ROUNDS times.
     """
     orphaning, limits = dict[int, Refused](), Limits()
     for _ in range(MAX_ROUNDS):
-        accepted, refusals = check_each(ops, view, orphaning, limits)
+        accepted, refusals = check_round(ops, view, orphaning, limits)
         found = {each.position: each for each in orphans(accepted, limits, view) if each.position is not None}
         orphaning |= found
         if not found:
             break
-        view = View(view.snapshot, view.settings, view.known)
+        view = View(view.snapshot, view.settings, view.outside)
     return sorted([*refusals, *orphaning.values()], key=lambda each: each.position or 0)
 
 
-def check_each(
+def check_round(
     ops: Sequence[Operation], view: View, left_out: Collection[int], limits: Limits
 ) -> tuple[list[Accepted], list[Refused]]:
     """Check each operation, except those at the positions `left_out`, which have been refused already."""
@@ -150,7 +151,8 @@ def rule_orphaned_meanwhile(op: Operation, link: int, network: IPNetwork, view: 
     """
     if isinstance(op, RouteRemove | RouteReplace) and op.table != TABLE_LOCAL:
         return None
-    if isinstance(op, AddressRemove) and network != EVERYTHING[4]:  # otherwise the kernel has removed all ranges, too
+    took_last = network == EVERYTHING[4]  # the last IPv4 address of the link: the kernel has removed all ranges, too
+    if isinstance(op, AddressRemove) and not took_last:
         return forwarding_orphan(link, single(op.interface.ip), view, exact=True)
     return forwarding_orphan(link, network, view, exact=False)
 
@@ -159,7 +161,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
     if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
         same_family = earlier.selector.version == op.selector.version
-        return same_family and is_main_rule(earlier) and needs_main(op, view) is not None
+        return same_family and is_rule_for_main(earlier) and needs_main(op, view) is not None
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):
@@ -187,7 +189,7 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
         return
     mask = view.settings.mark_mask
     marks = set(view.marks)
-    for key in view.rules.own:
+    for key in view.rules.owned:
         link = key.table - view.settings.route_table_base
         if (
             key.mask == mask
@@ -208,12 +210,12 @@ def orphans_of_addresses(accepted: Sequence[Accepted], limits: Limits, view: Vie
     removed = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
         if each.orphan is not None:
-            yield Refused(f"{shown(each.orphan)} depends on it; remove the rule before it", each.position)
+            yield Refused(f"{rule_text(each.orphan)} depends on it; remove the rule before it", each.position)
         elif each.removed_justification is not None:
             removed.setdefault(each.removed_justification, each.position)
         if isinstance(each.op, AddressRemove):  # its subnet may also justify rules of other links: View.is_in_subnet
             subnet = each.op.interface.network
-            for link in view.networks.own_on_link.links_with(subnet):
+            for link in view.networks.owned_on_link.links_with(subnet):
                 removed.setdefault((link, subnet), each.position)
     justified = set[RuleRemove]()
     for (link, network), position in removed.items():
@@ -224,7 +226,7 @@ def orphans_of_addresses(accepted: Sequence[Accepted], limits: Limits, view: Vie
             if rule in justified:
                 continue
             if not is_justified(rule, link, view):
-                yield Refused(f"{shown(rule)} depends on it; remove the rule in the same request", position)
+                yield Refused(f"{rule_text(rule)} depends on it; remove the rule in the same request", position)
                 break
             justified.add(rule)
 

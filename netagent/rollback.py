@@ -38,21 +38,21 @@ from .operations import (
 from .policy import (
     IPV6_MIN_MTU,
     Refusal,
-    check_flush,
     check_link,
     check_local_when_up,
+    check_on_link_with_rules,
     check_operation,
-    check_rules_of_table,
+    check_removal,
     forwarding_orphan,
     lost_with_address,
-    shown,
+    rule_text,
     split_by_policy,
 )
 from .protocol import Remaining
 from .rtnetlink import Address
-from .rules import is_main_rule, rule_key
+from .rules import is_rule_for_main, rule_key
 from .side_effects import is_derived, lost_with_link, places_of
-from .view import OwnRoute, View
+from .view import OwnedRoute, View
 
 Found = TypeVar("Found")
 Subject = TypeVar("Subject")
@@ -81,7 +81,7 @@ class Rollback:
         gateway, and then the other rules, are added when their addresses are back. Links are set down after their
         addresses are removed.
         """
-        mains = [op for op in ops if isinstance(op, RuleAdd | RuleRemove) and is_main_rule(op)]
+        mains = [op for op in ops if isinstance(op, RuleAdd | RuleRemove) and is_rule_for_main(op)]
         rules = [op for op in ops if isinstance(op, RuleAdd) and op not in mains]
         separate = {*mains, *rules}
         others = [op for op in ops if op not in separate]
@@ -107,7 +107,7 @@ class Rollback:
             left = self._carry_out([op for op in ops if not _is_guarded(op)])
             return [*(failure(op, None) for op in guarded), *left]
         remaining = list[Remaining]()
-        for part in split_before_removals(_without_detours(ops, all_applied=self._all_applied)):
+        for part in split_before_removals(_without_temporary_addresses(ops, all_applied=self._all_applied)):
             pending, removals = list[Change](), dict[Change, RouteRemove]()
             for op in part:
                 if isinstance(op, AddressRemove) and not state.has(op):
@@ -122,10 +122,10 @@ class Rollback:
                 elif removal is not None and removal.table != TABLE_LOCAL:  # a rule may need a range
                     removals[op] = removal
                 pending.append(state.without_replacing(op))
-                state.record(op)
+                state.count_done(op)
             failed = self._carry_out(pending)
             for each in failed:
-                state.forget(each.op)  # later removals must not count on this address or range
+                state.count_absent(each.op)  # later removals must not count on this address or range
             remaining += failed
             remaining += self._carry_out([removals[each.op] for each in failed if each.op in removals])
         return remaining
@@ -143,7 +143,7 @@ class Rollback:
         """Return the operations that a request could contain now, and the others with the reasons."""
 
         def split(view: View) -> tuple[list[Change], list[Remaining]]:
-            left = [op for op in dict.fromkeys(rules) if (rule_key(op) in view.rules.own) == isinstance(op, RuleRemove)]
+            left = [op for op in dict.fromkeys(rules) if _has_work(op, view)]
             pending, refused = split_by_policy(left, _check_rule, view)
             return [*pending], refused
 
@@ -163,10 +163,16 @@ class Rollback:
         return None
 
 
+def _has_work(op: RuleAdd | RuleRemove, view: View) -> bool:
+    """Return True for the addition of an absent rule, and for the removal of a present one."""
+    is_there = rule_key(op) in view.rules.owned
+    return is_there if isinstance(op, RuleRemove) else not is_there
+
+
 def _check_rule(op: Operation, view: View) -> None:
     """Raise Refusal for a rule that a request could not add now, or that another rule still needs."""
     if isinstance(op, RuleRemove):
-        check_flush(op, view)
+        check_removal(op, view)
     else:
         check_operation(op, view)
 
@@ -174,7 +180,7 @@ def _check_rule(op: Operation, view: View) -> None:
 class _Stage(IntEnum):
     """The order in which operations are undone."""
 
-    MOST = 0
+    FIRST = 0
     GATEWAY_ROUTES = 1  # which need an address or an on-link route
     LINKS_DOWN = 2
 
@@ -185,7 +191,7 @@ def _stage(op: Change) -> _Stage:
             return _Stage.LINKS_DOWN
         case RouteReplace() if op.gateway is not None:
             return _Stage.GATEWAY_ROUTES
-    return _Stage.MOST
+    return _Stage.FIRST
 
 
 def _is_guarded(op: Change) -> bool:
@@ -229,7 +235,7 @@ def _reason(check: Callable[[Subject, View], object], subject: Subject, view: Vi
     return None
 
 
-def _without_detours(ops: Sequence[Change], *, all_applied: bool) -> list[Change]:
+def _without_temporary_addresses(ops: Sequence[Change], *, all_applied: bool) -> list[Change]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
     The request added and removed such an address itself: it is gone, and need not be added for a rollback. It must be
@@ -258,7 +264,7 @@ class RollbackState:
     ) -> None:
         """`to_remove`: owned routes that the rollback removes; `links` and `all_applied`: see Rollback."""
         self._view, self._to_remove, self._all_applied = view, {*to_remove}, all_applied
-        _ = view.routes_at_risk  # computed now, when too little memory has no consequences
+        _ = view.routes_at_risk  # computed now: a MemoryError here is before the first change
         there = {link.index: link.identity for link in view.links.all()}
         self._other_links = {link for link, identity in links.items() if there.get(link, identity) != identity}
         places = places_of(view.snapshot.addresses)
@@ -272,13 +278,13 @@ class RollbackState:
 
     def obstacle(self, op: Change) -> str | None:
         """Return the reason why an operation must not be carried out, or None."""
-        if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._keeps_link(op.link)):
+        if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._why_link_stays(op.link)):
             return reason
         match op:
             case AddressRemove():
-                return self._keeps_address(op)
+                return self._why_address_stays(op)
             case RouteRemove() if (rule := self._orphan_without_range(op)) is not None:
-                return f"{shown(rule)} depends on it and stays"
+                return f"{rule_text(rule)} depends on it and stays"
             case LinkDown():
                 if state := lost_with_link(op.link, self._view.addresses.all(), self._foreign):
                     return f"{state} depends on it"
@@ -291,7 +297,7 @@ class RollbackState:
             case ForwardedReplies() if op.marks and not self._view.settings.sets_marks:
                 return "ForwardedReplies= is off"
             case ForwardedReplies():
-                return next(filter(None, (self._keeps_link(mark.link) for mark in op.marks)), None)
+                return next(filter(None, (self._why_link_stays(mark.link) for mark in op.marks)), None)
             case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._foreign_places:
@@ -300,9 +306,9 @@ class RollbackState:
                 return "its gateway is an address of this host now: the kernel would put the destination on link"
             case RouteReplace() if op.table == TABLE_LOCAL:
                 if (rule := self._orphan_without_range(op)) is not None:
-                    return f"{shown(rule)} depends on the range that it would replace, and stays"
+                    return f"{rule_text(rule)} depends on the range that it would replace, and stays"
             case RouteReplace() if op.gateway is None:
-                return _reason(check_rules_of_table, op, self._view)
+                return _reason(check_on_link_with_rules, op, self._view)
             case LinkMtu() if self._view.links.get(op.link) is None:
                 return "the link is gone; in another network namespace it keeps its MTU"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
@@ -317,46 +323,46 @@ class RollbackState:
         """Return the removal of the request's route to the destination of a former one that is not restored, if any."""
         if not isinstance(op, RouteReplace):
             return None
-        present = self._view.own_routes.get((op.table, op.destination))
+        present = self._view.owned_routes.get((op.table, op.destination))
         if present is None or (present.link, present.gateway) == (op.link, op.gateway):  # still the former one
             return None
         return RouteRemove(op.table, present.link, op.destination, present.gateway)
 
     def without_replacing(self, op: Change) -> Change:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
-        if isinstance(op, RouteReplace) and (op.table, op.destination) not in self._view.own_routes:
+        if isinstance(op, RouteReplace) and (op.table, op.destination) not in self._view.owned_routes:
             return as_addition(op)
         return op
 
-    def record(self, op: Change) -> None:
+    def count_done(self, op: Change) -> None:
         """Count an operation as carried out."""
         match op:
             case AddressRemove():
-                self.forget(op)
+                self.count_absent(op)
             case AddressAdd() if self._view.addresses.get(op.link, op.interface) is None:
                 self._view.add_owned(op.link, op.interface, connected_route=op.connected_route)
-            case RouteRemove() if (op.table, op.destination) in self._view.own_routes:
+            case RouteRemove() if (op.table, op.destination) in self._view.owned_routes:
                 self._view.remove_route(op.table, op.destination)
-            case RuleRemove() if rule_key(op) in self._view.rules.own:
+            case RuleRemove() if rule_key(op) in self._view.rules.owned:
                 self._view.rules.remove(op)
             case RouteReplace():
-                self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
+                self._view.add_route(op.table, op.destination, OwnedRoute(op.link, op.gateway))
 
     def count_as_kept(self, op: Change) -> None:
         """Count the route of a removal that is not carried out as one that stays."""
         if isinstance(op, RouteRemove):
             self._to_remove.discard((op.table, op.destination))
 
-    def forget(self, op: Change) -> None:
+    def count_absent(self, op: Change) -> None:
         """Count an owned address as removed, or an address or a new route as not restored. Other operations stay."""
         match op:
             case AddressAdd() | AddressRemove():
                 if (address := self._view.addresses.get(op.link, op.interface)) is not None:
                     self._view.remove_address(address)
-            case RouteAdd() if (op.table, op.destination) in self._view.own_routes:
+            case RouteAdd() if (op.table, op.destination) in self._view.owned_routes:
                 self._view.remove_route(op.table, op.destination)
 
-    def _keeps_link(self, link: int) -> str | None:
+    def _why_link_stays(self, link: int) -> str | None:
         """Return the reason why a rollback must not change the link, except for removals."""
         if link in self._other_links:
             return "another link has its number now"
@@ -398,7 +404,7 @@ class RollbackState:
         """Return True for the /32 or /128 of an address that a link has."""
         return is_single(network) and bool(self._view.addresses.holders(network.network_address))
 
-    def _keeps_address(self, op: AddressRemove) -> str | None:
+    def _why_address_stays(self, op: AddressRemove) -> str | None:
         """Return the reason why an address must not be removed, or None."""
         address = self._view.addresses.get(op.link, op.interface)
         if address is None:
@@ -409,7 +415,7 @@ class RollbackState:
         if last and (kept := self._route_that_stays(op.link)):
             return f"the route to {kept} depends on it and stays"
         if (rule := self._orphan_without_address(address, last=last)) is not None:
-            return f"{shown(rule)} depends on it and stays"
+            return f"{rule_text(rule)} depends on it and stays"
         return lost_with_address(address, self._view)
 
     def _orphan_without_address(self, address: Address, *, last: bool) -> RuleRemove | None:
@@ -421,7 +427,7 @@ class RollbackState:
         view = self._view
         ranges = [
             (place, route)
-            for place, route in (view.own_routes.items() if last else ())
+            for place, route in (view.owned_routes.items() if last else ())
             if place[0] == TABLE_LOCAL and place[1].version == 4 and route.link == address.link
         ]
         view.addresses.remove(address)
@@ -437,7 +443,7 @@ class RollbackState:
 
     def _orphan_without_range(self, op: RouteRemove | RouteReplace) -> RuleRemove | None:
         """Return a rule that stays and would select forwarded packets once the link loses the local range, or None."""
-        route = self._view.own_routes.get((op.table, op.destination))
+        route = self._view.owned_routes.get((op.table, op.destination))
         if route is None or op.table != TABLE_LOCAL or (isinstance(op, RouteReplace) and route.link == op.link):
             return None
         self._view.remove_route(op.table, op.destination)
@@ -448,7 +454,7 @@ class RollbackState:
 
     def _route_that_stays(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""
-        for place, route in self._view.own_routes.items():
+        for place, route in self._view.owned_routes.items():
             if route.link == link and place[1].version == 4 and place not in self._to_remove:
                 return place[1]
         return None

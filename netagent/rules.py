@@ -32,10 +32,10 @@ class Rules:
     """The owned rules, and what the policy must know of other programs' rules."""
 
     def __init__(self, rules: Iterable[Rule], first_priority: int) -> None:
-        self.own: dict[RuleKey, RuleRemove] = {}  # the removal of each
+        self.owned: dict[RuleKey, RuleRemove] = {}  # the removal of each
         self._first_priority = first_priority  # of owned rules: RulePriority=
         self._changed = set[RuleRemove]()  # owned rules that this request adds or removes
-        self._main: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see is_main_rule
+        self._main: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see is_rule_for_main
         self._local: dict[int, set[int]] = defaultdict(set)  # the same, of other programs' rules for table local
         self._gotos: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self._marks_of_others: list[Rule] = []  # other programs' rules that select by mark
@@ -56,21 +56,21 @@ class Rules:
 
     def add(self, rule: Rule | RuleAdd) -> None:
         """Count an owned rule of the snapshot, or one that this request adds."""
-        self.own[rule_key(rule)] = removal = removal_of(rule)
+        self.owned[rule_key(rule)] = removal = removal_of(rule)
         if isinstance(rule, RuleAdd):
             self._changed.add(removal)
         if self._by_network is not None:
             self._by_network.add(rule.selector, removal)
-        if is_main_rule(rule):
+        if is_rule_for_main(rule):
             self._main[rule.selector.version].add(rule.priority)
 
     def remove(self, rule: RuleRemove) -> None:
         """Forget a rule that this request removes."""
-        del self.own[rule_key(rule)]
+        del self.owned[rule_key(rule)]
         self._changed.add(rule)
         if self._by_network is not None:
             self._by_network.discard(rule.selector, rule)
-        if is_main_rule(rule):
+        if is_rule_for_main(rule):
             self._main[rule.selector.version].discard(rule.priority)
 
     def has_changed(self, rule: RuleAdd | RuleRemove) -> bool:
@@ -115,16 +115,16 @@ class Rules:
     def _index(self) -> NetworkIndex[RuleRemove]:
         if self._by_network is None:
             self._by_network = NetworkIndex()
-            for rule in self.own.values():
+            for rule in self.owned.values():
                 self._by_network.add(rule.selector, rule)
         return self._by_network
 
     def removals(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""
-        return sorted(self.own.values(), key=lambda rule: rule.table == TABLE_MAIN)
+        return sorted(self.owned.values(), key=lambda rule: rule.table == TABLE_MAIN)
 
 
-def is_main_rule(rule: Rule | RuleAdd | RuleRemove) -> bool:
+def is_rule_for_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
     """Return True for an owned rule that looks up table main for every source.
 
     The policy accepts no other rule for main: each has `suppress`, and none has `to`.

@@ -47,7 +47,7 @@ from .protocol import (
 )
 from .rate_limit import TokenBucket
 from .transaction import Plan, Transaction
-from .view import Known, Snapshot, View
+from .view import OutsideState, Snapshot, View
 
 OPS_PER_TOKEN = 64  # operations per token of `requests`; each request costs one token more
 BYTES_PER_TOKEN = 1 << 14  # bytes per token, if that is more: MAX_FRAME costs as much as MAX_OPS
@@ -126,12 +126,12 @@ class Server:
 
     def _status(self, _: Status) -> Answer:
         marks = self._kernel.marks() if self._settings.sets_marks else None
-        owned = frozenset() if protocol.MARKS_ADDRESSES else self._ledger.entry.owned
+        owned = frozenset() if protocol.HAS_IFA_PROTO else self._ledger.entry.owned
         return StatusAnswer(self._transaction.open_id, self._audit.sequence, self._audit.head, marks, owned)
 
     def _check(self, request: Check) -> Answer:
         self._counts["checks"] += 1
-        refusals = request_policy.check_all(request.ops, self._view())
+        refusals = request_policy.check_for_report(request.ops, self._view())
         return CheckAnswer(len(refusals), tuple(refusals[:MAX_REFUSALS]))
 
     def _apply(self, request: Apply) -> Answer:
@@ -158,7 +158,7 @@ class Server:
     def _accepted(self, ops: Sequence[Operation]) -> Plan:
         """Return the plan for operations. Raises Rejected. The view is not kept: a rollback needs the memory again."""
         view = self._view()
-        inverses = request_policy.check(ops, view)
+        inverses = request_policy.check_for_apply(ops, view)
         return Plan(tuple(ops), tuple(inverses), tuple(view.lost_routes), tuple(view.links.all()))
 
     def _confirm(self, request: Confirm) -> Answer:
@@ -209,9 +209,9 @@ class Server:
         for version in snapshot.incomplete_families():
             reason = "table local is empty, or a route with over 1,000 next hops ends the list; remove that route"
             raise DumpError(f"the kernel does not list all IPv{version} routes: {reason}")
-        owned = None if protocol.MARKS_ADDRESSES else entry.owned
-        known = Known(self._resolvers(), owned, frozenset(entry.gateways))
-        return View(snapshot, self._settings, known)
+        owned = None if protocol.HAS_IFA_PROTO else entry.owned
+        outside = OutsideState(self._resolvers(), owned, frozenset(entry.gateways))
+        return View(snapshot, self._settings, outside)
 
     def _resolvers(self) -> frozenset[IPAddress]:
         """Return the host's name servers. Report files that cannot be read, once."""
@@ -248,7 +248,7 @@ class Server:
 
     @property
     def _serves_root(self) -> bool:
-        return self._peer is not None and self._peer.is_root
+        return self._peer is not None and self._peer.has_uid_0
 
     def _over_budget(self, request: Request) -> Answer:
         reason = "too many changes: the audit log would lose its history. 2 KiB of audit lines per second are accepted"
@@ -388,7 +388,7 @@ class Server:
             connection.send(protocol.encode(self._refuse("malformed", Refused(str(error))).to_wire()))
 
     def _has_request(self, connection: Connection) -> bool:
-        """Wait for a request: up to FRAME_SECONDS, or as long as a transaction is open."""
+        """Wait for a request: as long as a transaction is open, and then for FRAME_SECONDS."""
         while True:
             is_open = self._transaction.open_id is not None
             if self._readable(connection, self._deadline if is_open else monotonic() + FRAME_SECONDS):

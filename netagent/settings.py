@@ -16,7 +16,7 @@ from pathlib import Path
 from socket import inet_aton
 from typing import Any
 
-from .keys import KEYS, MAX_BYTES, OBSOLETE, AuditFailure, ForwardedReplies, Prefixes, excerpt, unknown_key
+from .keys import KEYS, MAX_BYTES, OBSOLETE, AuditFailure, ForwardedRepliesMode, Prefixes, excerpt, unknown_key
 from .operations import IPAddress, IPNetwork
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
@@ -43,7 +43,7 @@ class Settings:
     allow_gateways: tuple[IPNetwork, ...] = ()
     max_objects: int = 16384
     prefixes: Prefixes | None = None  # None: the cloud's own default, which netagent does not know
-    forwarded_replies: ForwardedReplies = ForwardedReplies.OFF
+    forwarded_replies: ForwardedRepliesMode = ForwardedRepliesMode.OFF
     mark_mask: int = 0x7F
     audit_failure: AuditFailure = AuditFailure.REFUSE
 
@@ -55,7 +55,7 @@ class Settings:
     @property
     def sets_marks(self) -> bool:
         """True for ForwardedReplies="mark"."""
-        return self.forwarded_replies is ForwardedReplies.MARK
+        return self.forwarded_replies is ForwardedRepliesMode.MARK
 
 
 def load(path: Path = PATH) -> Settings:

@@ -24,10 +24,10 @@ class AddressCounts:
     def __init__(self) -> None:
         self._links, self._ips = Counter[tuple[int, int]](), Counter[tuple[int, IPAddress]]()
 
-    def add(self, address: Address, change: int = 1) -> None:
+    def add(self, address: Address, delta: int = 1) -> None:
         """Add an address to the count, or remove it with -1."""
-        self._links[address.link, address.ip.version] += change
-        self._ips[address.link, address.ip] += change
+        self._links[address.link, address.ip.version] += delta
+        self._ips[address.link, address.ip] += delta
 
     def of(self, link: int, version: int) -> int:
         """Return the number of the link's addresses of a family."""

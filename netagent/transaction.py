@@ -29,7 +29,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .protocol import MARKS_ADDRESSES, Remaining
+from .protocol import HAS_IFA_PROTO, Remaining
 from .rollback import Rollback, as_addition, failure, is_done
 from .rtnetlink import Address, Link
 from .view import View
@@ -122,12 +122,12 @@ class Transaction:
         self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, may_have_table=entry.may_have_table))
 
     def _owned(self, entry: Entry) -> OwnedAddresses:
-        """Return the addresses that are owned after the commit; none if the kernel marks them itself.
+        """Return the addresses that are owned after the commit; none if the kernel has IFA_PROTO.
 
         An address that the request added and removed again is not owned: another program may add it later. If the
         request removed one prefix length of an address and the link has it with another, it stays owned.
         """
-        if MARKS_ADDRESSES:
+        if HAS_IFA_PROTO:
             return frozenset()
         there = dict[tuple[int, IPInterface], bool]()
         for op in reversed(entry.undo):  # in the order of the request

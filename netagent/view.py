@@ -56,16 +56,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class OutsideState:
     """State outside the kernel: the host's resolvers, and the ledger's entries."""
 
     resolvers: frozenset[IPAddress] = frozenset()
-    owned: OwnedAddresses | None = frozenset()  # None if the kernel itself marks owned addresses
+    owned: OwnedAddresses | None = frozenset()  # None if the kernel has IFA_PROTO
     former_gateways: frozenset[IPAddress] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class OwnRoute:
+class OwnedRoute:
     """An owned route."""
 
     link: int
@@ -75,20 +75,22 @@ class OwnRoute:
 class View:
     """The state in parts, each indexed for the queries of `policy`, and what concerns several parts."""
 
-    def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
-        self.settings, self.known, self.snapshot = settings, known, snapshot
+    def __init__(self, snapshot: Snapshot, settings: Settings, outside: OutsideState) -> None:
+        self.settings, self.outside, self.snapshot = settings, outside, snapshot
         self.links = Links(snapshot.links, settings)
-        self.addresses = Addresses(snapshot.addresses, known.owned)
+        self.addresses = Addresses(snapshot.addresses, outside.owned)
         self.networks = Networks(self.links)
         self.gateways = Gateways(
-            self.networks, snapshot.routers, settings.allow_gateways, known.resolvers, known.former_gateways
+            self.networks, snapshot.routers, settings.allow_gateways, outside.resolvers, outside.former_gateways
         )
         self.foreign = ForeignRoutes(self.links, self.addresses, self.networks, self.gateways)
         self.rules = Rules(snapshot.rules, settings.rule_priority)
-        self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}  # by table and destination
+        self.owned_routes: dict[tuple[int, IPNetwork], OwnedRoute] = {}  # by table and destination
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
-        self._divided: dict[tuple[int, int], IPNetwork | None] = {}  # by link and IP version: see divided_network
-        self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
+        self._partly_elsewhere: dict[
+            tuple[int, int], IPNetwork | None
+        ] = {}  # by link and IP version: see network_partly_elsewhere
+        self._owned_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self.earlier_routes = Counter[int]()  # by link, owned routes in tables of an earlier RouteTableBase=
         self.changed_routes = set[tuple[int, IPNetwork]]()  # table and destination of each route operation
         self.changed_mtus = set[int]()  # links whose MTU this request changes
@@ -117,8 +119,8 @@ class View:
             self._count_gateways(route.hops)
             if not route.is_owned:
                 self.foreign.add(route)
-            elif (route.table, route.destination) not in self.own_routes:  # it may be in several dumps: Kernel.routes
-                self.add_route(route.table, route.destination, OwnRoute(route.hops[0].link, route.hops[0].gateway))
+            elif (route.table, route.destination) not in self.owned_routes:  # it may be in several dumps: Kernel.routes
+                self.add_route(route.table, route.destination, OwnedRoute(route.hops[0].link, route.hops[0].gateway))
 
     def name(self, link: int) -> str:
         """Return the name of a link, for messages."""
@@ -142,7 +144,7 @@ class View:
         self.networks.held.add(address.link, single(address.ip))
         if (network := network_of(address)) is not None:
             self.networks.subnets.add(address.link, network)
-            self._look_for_division(address.link, network)
+            self._update_partly_elsewhere(address.link, network)
 
     def add_owned(self, link: int, interface: IPInterface, *, connected_route: bool) -> None:
         """Count an address that netagent adds."""
@@ -168,9 +170,9 @@ class View:
     def _lose_routes(self, link: int) -> None:
         """Forget the owned IPv4 routes of a link: the kernel removes them with its last IPv4 address.
 
-        Those to gateways are last in `lost_routes`: their on-link routes must be restored first.
+        Those through gateways are last in `lost_routes`: the on-link routes to the gateways must be restored first.
         """
-        found = [(place, route) for place, route in self.own_routes.items() if route.link == link]
+        found = [(place, route) for place, route in self.owned_routes.items() if route.link == link]
         for (table, destination), route in sorted(found, key=lambda each: each[1].gateway is not None):
             if destination.version == 4:
                 self.remove_route(table, destination)
@@ -226,7 +228,7 @@ class View:
 
     def shared_subnets(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield the subnets of interfaces that overlap `network` and that a table of the link has on link."""
-        for each in self.networks.own_on_link.overlapping(link, network):
+        for each in self.networks.owned_on_link.overlapping(link, network):
             if each in self.networks.learned_by_any_managed or self._has_address_with(each):
                 yield each
 
@@ -235,32 +237,37 @@ class View:
         managed = filter(self.links.is_managed, self.networks.subnets.links_with(subnet))
         return any(self.addresses.in_network(link, subnet) for link in managed)
 
-    def divided_network(self, link: int, version: int) -> IPNetwork | None:
+    def network_partly_elsewhere(self, link: int, version: int) -> IPNetwork | None:
         """Return an on-link network of the link of which another program routes all or a part elsewhere, or None.
 
         It may be one that this request has removed meanwhile. Link-local networks do not count: most links have
         fe80::/64.
         """
         place = link, version
-        if place not in self._divided:
-            self._divided[place] = None
+        if place not in self._partly_elsewhere:
+            self._partly_elsewhere[place] = None
             for network in self.networks.on_link(link, EVERYTHING[version]):
-                self._look_for_division(link, network)
-        return self._divided[place]
+                self._update_partly_elsewhere(link, network)
+        return self._partly_elsewhere[place]
 
-    def _look_for_division(self, link: int, network: IPNetwork) -> None:
-        """Update an answer of divided_network that was None for one more on-link network: it may have 10,000."""
+    def _update_partly_elsewhere(self, link: int, network: IPNetwork) -> None:
+        """Account for a new on-link network if the answer of network_partly_elsewhere was None.
+
+        A search of all would be slow: a link may have 10,000.
+        """
         place = link, network.version
-        is_none = place in self._divided and self._divided[place] is None
-        if is_none and not is_link_local(network) and self.foreign.is_divided(network):
-            self._divided[place] = network
+        is_none = place in self._partly_elsewhere and self._partly_elsewhere[place] is None
+        if is_none and not is_link_local(network) and self.foreign.is_partly_elsewhere(network):
+            self._partly_elsewhere[place] = network
 
     def _is_evidence(self, link: int, subnet: IPNetwork) -> bool:
         return self.networks.learned.has(link, subnet) or bool(self.addresses.in_network(link, subnet))
 
     def is_network_or_broadcast(self, ip: IPAddress) -> bool:
         """Return True for the network or broadcast address of a subnet of any link."""
-        return any(claims.is_network_or_broadcast(ip, subnet) for subnet, _ in self.networks.subnets.around(single(ip)))
+        return any(
+            claims.is_network_or_broadcast(ip, subnet) for subnet, _ in self.networks.subnets.all_containing(single(ip))
+        )
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
@@ -268,7 +275,9 @@ class View:
 
     def is_of_this_host(self, ip: IPAddress) -> bool:
         """Return True for an address of this host: a link has it, or a local range of any link contains it."""
-        return bool(self.addresses.holders(ip)) or any(True for _ in self.networks.local_ranges.around(single(ip)))
+        return bool(self.addresses.holders(ip)) or any(
+            True for _ in self.networks.local_ranges.all_containing(single(ip))
+        )
 
     def _virtual_holders(self, network: IPNetwork) -> list[int]:
         """Return the links that have this /32 or /128, if all are links of other programs."""
@@ -287,7 +296,7 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        around = {other for _, other in self.networks.subnets.around(network)}
+        around = {other for _, other in self.networks.subnets.all_containing(network)}
         others = {other for other in around if self.addresses.has_connected_route(other, network)}
         others |= self.foreign.links_in_main(network)
         return any(other != link and self.links.is_cloud(other) for other in others)
@@ -307,21 +316,22 @@ class View:
         A resolver, or a gateway of links on which main does not have this subnet.
         """
         before: Set[int] = self._links_before.get(network, frozenset())
-        had_route = link in before and not self.links.is_down(link)  # a link that is down has no connected route
+        # A link that had the connected route receives these packets already; one that is down has none.
+        had_route = link in before and not self.links.is_down(link)
         sharing = {other for other in before if self.foreign.has_on_link_route(other, network)} | {link}
-        for ip, links in self.gateways.links_inside(network):
+        for ip, links in self.gateways.gateways_inside(network):
             others = links - sharing
             if had_route:
-                others = {each for each in others if not self.networks.own_on_link.has(each, network)}
+                others = {each for each in others if not self.networks.owned_on_link.has(each, network)}
             if others:
                 return ip
         return self.gateways.resolver_inside(network)
 
     # Owned routes.
 
-    def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
+    def add_route(self, table: int, destination: IPNetwork, route: OwnedRoute) -> None:
         """Count an owned route, which may replace one."""
-        before = self.own_routes.get((table, destination))
+        before = self.owned_routes.get((table, destination))
         if table == TABLE_LOCAL and before is not None:
             self.networks.local_ranges.discard(before.link, destination)
         if table == TABLE_LOCAL:
@@ -331,34 +341,34 @@ class View:
         if before is not None:
             self._count_route(table, destination, before, -1)
         self._count_route(table, destination, route, 1)
-        self.own_routes[table, destination] = route
+        self.owned_routes[table, destination] = route
 
     def remove_route(self, table: int, destination: IPNetwork) -> None:
         """Forget an owned route."""
-        route = self.own_routes.pop((table, destination))
+        route = self.owned_routes.pop((table, destination))
         self._count_route(table, destination, route, -1)
         if table == TABLE_LOCAL:
             self.networks.local_ranges.discard(route.link, destination)
 
-    def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
+    def _count_route(self, table: int, destination: IPNetwork, route: OwnedRoute, delta: int) -> None:
         """Count an owned route, or forget it with -1."""
         if table == TABLE_LOCAL:
             return
         if table not in self.tables_of(route.link):
-            self.earlier_routes[route.link] += change
+            self.earlier_routes[route.link] += delta
             return
         if route.gateway is not None:
-            self.gateways.count_own(route.gateway, route.link, change)
+            self.gateways.count_owned(route.gateway, route.link, delta)
             return
-        copies = self._own_copies[route.link, destination]
-        self._own_copies[route.link, destination] += change
+        copies = self._owned_copies[route.link, destination]
+        self._owned_copies[route.link, destination] += delta
         if not copies:
-            self.networks.own_on_link.add(route.link, destination)
-            self._look_for_division(route.link, destination)
-        elif not copies + change:
-            self.networks.own_on_link.discard(route.link, destination)
+            self.networks.owned_on_link.add(route.link, destination)
+            self._update_partly_elsewhere(route.link, destination)
+        elif not copies + delta:
+            self.networks.owned_on_link.discard(route.link, destination)
 
     @property
-    def own_objects(self) -> int:
+    def number_owned_objects(self) -> int:
         """Number of owned addresses, routes and rules."""
-        return self.addresses.number_owned + len(self.own_routes) + len(self.rules.own)
+        return self.addresses.number_owned + len(self.owned_routes) + len(self.rules.owned)

@@ -19,7 +19,7 @@ from cloud_network.fetcher.network.plan import plan
 from cloud_network.netagent import protocol, request_policy, settings
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.operations import operation_from_wire
-from cloud_network.netagent.view import Known, Snapshot, View
+from cloud_network.netagent.view import OutsideState, Snapshot, View
 from pyroute2 import IPRoute
 
 
@@ -40,7 +40,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     provider = detect(config.provider, read_firmware())
     provider.client.kinds = config.allow_kinds
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    operator, known, netlink = settings.load(), Known(settings.resolvers()[0]), Kernel(opened)
+    operator, known, netlink = settings.load(), OutsideState(settings.resolvers()[0]), Kernel(opened)
     found = defaultdict[str, list[float]](list)
 
     @contextmanager
@@ -73,7 +73,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
             )
             view = View(Snapshot(*found_now, netlink.routers()), operator, known)
         with timed("netagent's checks"):
-            request_policy.check([operation_from_wire(op) for op in ops], view)
+            request_policy.check_for_apply([operation_from_wire(op) for op in ops], view)
     return found
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
-from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
+from cloud_network.fetcher.config import Config, ForwardedRepliesMode, Prefixes, RulesMode
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.network.addresses import MIN_MTU, Host, UsableInterface, index_host, usable_interfaces
 from cloud_network.fetcher.network.marks import assign_marks, mark_rules, marks_in_use, table_of
@@ -119,7 +119,7 @@ def _marks(
 ) -> Mapping[int, int] | None:
     """Return the mark of each link whose connections are marked, by ifindex; None if no table is wanted."""
     config, rejection = host.config, host.rejections.get(MarkTable())
-    if config.forwarded_replies is ForwardedReplies.OFF:
+    if config.forwarded_replies is ForwardedRepliesMode.OFF:
         return None
     if rejection is not None and rejection.cause is not Cause.CONFLICT:
         withheld.append(Withheld(f"ForwardedReplies: {rejection.reason}"))
@@ -181,7 +181,7 @@ def _sources(
 ) -> IntervalIndex:
     """Return the possible sources of this host's packets, including those of unready and unmanaged links."""
     config, actual = host.config, host.actual
-    if config.rules is not Rules.AGGREGATE:
+    if config.rules is not RulesMode.AGGREGATE:
         return IntervalIndex(())
     found = [Interval.of_address(address, link) for address, links in host.holders.items() for link in links]
     found += [Interval.of_network(network, ifindex) for network, ifindex in actual.local.items()]

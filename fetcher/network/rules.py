@@ -20,7 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cloud_network.fetcher.config import Config, Rules
+from cloud_network.fetcher.config import Config, RulesMode
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork, host
 from cloud_network.fetcher.network.objects import Rule
 from cloud_network.netagent.protocol import TABLE_MAIN
@@ -93,7 +93,7 @@ def source_rules(
     `addresses` and `ranges` are the link's sources. `on_link` are the networks that its table has on link: no prefix
     exceeds them. `sources` are those of all links.
     """
-    if config.rules is Rules.AGGREGATE:
+    if config.rules is RulesMode.AGGREGATE:
         selectors = aggregate(addresses, on_link, link, sources)
     else:
         selectors = [host(address) for address in addresses]
@@ -105,7 +105,7 @@ def source_rules(
     for selector, iif_lo in only_own.items():
         found.append(Rule(first, selector.version, selector, table, suppress=True, iif_lo=iif_lo))
         found.append(Rule(last, selector.version, selector, table, suppress=False, iif_lo=iif_lo))
-        if config.rules is Rules.ORIGINAL and selector in selectors:  # the Go original's; never matched: local is first
+        if config.rules is RulesMode.ORIGINAL and selector in selectors:  # never matched, because local is first
             found.append(Rule(last, selector.version, selector, table, suppress=False, to=True))
     return tuple(found)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.config import Config, Prefixes, RulesMode
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.matching import match_links
 from cloud_network.fetcher.network.objects import ARPHRD_LOOPBACK, Actual, Desired, Route, Rule
@@ -24,7 +24,7 @@ READ = (
     "print(pickle.dumps(kernel.read(), 0).decode())"
 )
 NOWHERE = Desired((), (), {})
-CONFIG = Config(allow_kinds=("veth",), prefixes=Prefixes.LOCAL, rules=Rules.ORIGINAL)
+CONFIG = Config(allow_kinds=("veth",), prefixes=Prefixes.LOCAL, rules=RulesMode.ORIGINAL)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def cloud(lab: Lab) -> Instance:
     return instance(*interfaces)
 
 
-def commands(lab: Lab, rules: Rules) -> list[str]:
+def commands(lab: Lab, rules: RulesMode) -> list[str]:
     """Return the missing changes, in `ip` syntax."""
     actual = read(lab)
     found = plan(goal_of(cloud(lab), replace(CONFIG, rules=rules), actual), actual, may_remove=True)
@@ -70,12 +70,12 @@ def removal(line: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("rules", Rules)
-def test_printed_plan_runs_with_ip_and_completes(lab: Lab, rules: Rules) -> None:
+@pytest.mark.parametrize("rules", RulesMode)
+def test_printed_plan_runs_with_ip_and_completes(lab: Lab, rules: RulesMode) -> None:
     lines = commands(lab, rules)
     kinds = {line.removeprefix("ip ").removeprefix("-6 ").split()[0] for line in lines}
     assert kinds - {"link"} == {"address", "route", "rule"}
-    assert any(" iif lo " in line for line in lines) == (rules is Rules.AGGREGATE)
+    assert any(" iif lo " in line for line in lines) == (rules is RulesMode.AGGREGATE)
     for line in lines:
         lab.run(line.split())
     assert commands(lab, rules) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, components, explain, is_listening
-from cloud_network.fetcher.config import Config, Rules
+from cloud_network.fetcher.config import Config, RulesMode
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
@@ -113,7 +113,7 @@ def test_links_whose_rules_depend_on_each_other_stay_together() -> None:
 def test_rules_of_no_link_are_removed_last() -> None:
     cloud, bare = instance(interface(1), interface(2)), host(link(1), link(2))
     here = after_changes(plan_of(wanted(cloud, bare), bare), bare)
-    parts = components(plan_of(wanted(instance(interface(1)), here, rules=Rules.ADDRESS), here), BASE)
+    parts = components(plan_of(wanted(instance(interface(1)), here, rules=RulesMode.ADDRESS), here), BASE)
     common = [op for part in parts[:-1] for op in part if link_of(op, BASE) == COMMON]
     assert common == []
     assert {link_of(op, BASE) for op in parts[-1]} == {COMMON}, "a refusal does not block the links' changes"

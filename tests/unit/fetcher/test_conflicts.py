@@ -6,7 +6,7 @@ import math
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.config import Rules
+from cloud_network.fetcher.config import RulesMode
 from cloud_network.fetcher.conflicts import TOLERATED_REPAIRS, ConflictTracker
 from cloud_network.fetcher.network.plan import Plan, added_object, is_removal
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, LinkMtu, RouteReplace, RuleAdd
@@ -99,9 +99,9 @@ def test_holder_of_an_address_is_named(tracker: ConflictTracker) -> None:
     assert tracker.statuses((ADDRESS,), elsewhere)[0][0]["by"] == "eth0 has it"
 
 
-@pytest.mark.parametrize("form", [Rules.AGGREGATE, Rules.ADDRESS])
+@pytest.mark.parametrize("form", [RulesMode.AGGREGATE, RulesMode.ADDRESS])
 @pytest.mark.parametrize("siblings", [0, 1])
-def test_rules_of_a_waiting_address_wait_with_it(form: Rules, siblings: int, tracker: ConflictTracker) -> None:
+def test_rules_of_a_waiting_address_wait_with_it(form: RulesMode, siblings: int, tracker: ConflictTracker) -> None:
     own = ["10.0.2.10", "10.0.2.11"][: 1 + siblings]
     cloud = instance(interface(1), interface(2, *own))
     address = address_of(plan_of(wanted(cloud, HERE, rules=form), HERE), "10.0.2.10")
@@ -110,7 +110,7 @@ def test_rules_of_a_waiting_address_wait_with_it(form: Rules, siblings: int, tra
     left = plan_of(wanted(cloud, HERE, tracker.rejections, rules=form), HERE)
     rules = {str(op.selector) for op in left if isinstance(op, RuleAdd) and op.table == 9999 + 3}
     assert address not in left
-    expected = {Rules.AGGREGATE: {"10.0.2.0/24"}, Rules.ADDRESS: {"10.0.2.11/32"}}
+    expected = {RulesMode.AGGREGATE: {"10.0.2.0/24"}, RulesMode.ADDRESS: {"10.0.2.11/32"}}
     assert rules == (expected[form] if siblings else set())
 
 

@@ -7,7 +7,7 @@ from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.config import Config, Manage, Prefixes, Rules
+from cloud_network.fetcher.config import Config, Manage, Prefixes, RulesMode
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.matching import match_links
 from cloud_network.fetcher.network.objects import (
@@ -143,7 +143,7 @@ def test_siblings_without_a_link_count() -> None:
 
 def test_rules_come_in_three_steps_for_every_address() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
-    found = wanted(cloud, host(link(1), link(2)), rules=Rules.ADDRESS)
+    found = wanted(cloud, host(link(1), link(2)), rules=RulesMode.ADDRESS)
     expected = {rule(1, None, 254)}
     for address, ifindex in (("10.0.1.10", 2), ("10.0.1.11", 2), ("10.0.2.10", 3)):
         expected |= {rule(0, address, BASE + ifindex), rule(2, address, BASE + ifindex)}
@@ -152,7 +152,7 @@ def test_rules_come_in_three_steps_for_every_address() -> None:
 
 
 def test_the_original_asks_for_rules_to_addresses_too() -> None:
-    found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), rules=Rules.ORIGINAL)
+    found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), rules=RulesMode.ORIGINAL)
     assert {each for each in found.rules if each.to} == {
         rule(2, "10.0.1.10", BASE + 2, to=True),
         rule(2, "10.0.2.10", BASE + 3, to=True),
@@ -227,8 +227,8 @@ def test_excluded_addresses_are_left_to_others() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.12", "10.0.1.20"), interface(2))
     others = (ip_network("10.0.1.10/31"), ip_network("fd00::/8"))
     for rules, expected in (
-        (Rules.ADDRESS, {"10.0.1.12/32", "10.0.1.20/32"}),
-        (Rules.AGGREGATE, {"10.0.1.12/30", "10.0.1.16/28"}),
+        (RulesMode.ADDRESS, {"10.0.1.12/32", "10.0.1.20/32"}),
+        (RulesMode.AGGREGATE, {"10.0.1.12/30", "10.0.1.16/28"}),
     ):
         found = wanted(cloud, host(link(1), link(2)), exclude_addresses=others, rules=rules)
         assert link_addresses(found, 2) == ["10.0.1.12/24+", "10.0.1.20/32"]
@@ -450,7 +450,7 @@ def test_refused_subnet_length_falls_back_to_single_address() -> None:
 def test_refused_address_is_left_out_with_its_rules() -> None:
     rejections = refused(address("10.0.1.11/32"))
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
-    found = wanted(cloud, host(link(1), link(2)), rejections, rules=Rules.ADDRESS)
+    found = wanted(cloud, host(link(1), link(2)), rejections, rules=RulesMode.ADDRESS)
     assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert not [each for each in found.rules if each.selector == ip_network("10.0.1.11")]
     assert reports(found) == ["10.0.1.11 of eth0: refused; to allow it, set KEY"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cloud_network.fetcher.apply import components
-from cloud_network.fetcher.config import Config, ForwardedReplies
+from cloud_network.fetcher.config import Config, ForwardedRepliesMode
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.marks import assign_marks
 from cloud_network.fetcher.network.objects import (
@@ -45,7 +45,7 @@ from .values import (
     wanted,
 )
 
-MARK = ForwardedReplies.MARK
+MARK = ForwardedRepliesMode.MARK
 CONFIG = Config(forwarded_replies=MARK)
 CLOUD = instance(interface(1), interface(2, "10.0.2.10", "fd00:2::10", subnets=["10.0.2.0/24", "fd00:2::/64"]))
 HERE = host(link(1), link(2))

@@ -9,7 +9,7 @@ from operator import contains
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.config import Config, Rules
+from cloud_network.fetcher.config import Config, RulesMode
 from cloud_network.fetcher.metadata.model import Instance, IPAddress
 from cloud_network.fetcher.network.objects import Actual, Route, Rule
 from cloud_network.fetcher.network.plan import is_removal, plan
@@ -139,9 +139,9 @@ def test_links_come_up_first_and_rules_are_removed_last() -> None:
     ]
 
 
-@given(clouds(), configs, hosts(), clouds(), st.sampled_from(Rules))
+@given(clouds(), configs, hosts(), clouds(), st.sampled_from(RulesMode))
 def test_no_forwarding_rule_outlives_its_address(
-    cloud: Instance, config: Config, before: Actual, other: Instance, rules: Rules
+    cloud: Instance, config: Config, before: Actual, other: Instance, rules: RulesMode
 ) -> None:
     """netagent refuses such a plan. A range may justify the rule of a single address, too."""
     here = after_changes(plan(goal_of(cloud, config, before), before, may_remove=True), before)
@@ -167,9 +167,9 @@ def tables(rules: list[Rule], source: IPAddress) -> list[int]:
     ]
 
 
-@given(clouds(), configs, hosts(), st.sampled_from(Rules), st.data())
+@given(clouds(), configs, hosts(), st.sampled_from(RulesMode), st.data())
 def test_no_address_lacks_a_rule_during_replacement(
-    cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
+    cloud: Instance, config: Config, before: Actual, rules: RulesMode, data: st.DataObject
 ) -> None:
     """Rules= changes, or addresses change and with them prefixes: checked after each single operation."""
     start = after_changes(plan(goal_of(cloud, config, before), before, may_remove=True), before)

@@ -245,7 +245,7 @@ def test_ledger_names_owned_addresses_before_linux_5_18(
     world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Linux 5.18 netagent's ledger says which addresses are owned; others stay."""
-    monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
+    monkeypatch.setattr(protocol, "HAS_IFA_PROTO", False)
     world.actual = host(
         link(1), link(2), addresses=kernel_address(2, "10.0.1.11/32") | kernel_address(2, "10.0.1.12/32")
     )
@@ -259,7 +259,7 @@ def test_ledger_is_asked_only_after_a_change_in_the_kernel(
     world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with a standing refusal. Before Linux 5.18, only netagent knows which addresses are owned."""
-    monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
+    monkeypatch.setattr(protocol, "HAS_IFA_PROTO", False)
     world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
     refresh(reconciler)
     world.requests.clear()

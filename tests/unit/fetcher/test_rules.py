@@ -9,7 +9,7 @@ from itertools import combinations, product
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.config import Config, Prefixes, RulesMode
 from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
 from cloud_network.fetcher.network import rules as fewest
 from cloud_network.fetcher.network.objects import Actual, Desired, Rejection, Rejections, Route, Rule
@@ -151,8 +151,8 @@ def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | N
 @given(clouds(), configs, hosts())
 def test_aggregate_routes_every_source_as_single_rules_do(cloud: Instance, config: Config, here: Actual) -> None:
     """An operator's address on the same link may use the rule: it belongs to that link. No other address may."""
-    singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
-    together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
+    singly = goal_of(cloud, replace(config, rules=RulesMode.ADDRESS), here)
+    together = goal_of(cloud, replace(config, rules=RulesMode.AGGREGATE), here)
     assert without_rules(singly) == without_rules(together)
     assert len(together.rules) <= len(singly.rules)
     owners = {
@@ -171,8 +171,8 @@ def test_aggregate_routes_every_source_as_single_rules_do(cloud: Instance, confi
 @given(clouds(), configs, hosts())
 def test_forwarded_packets_match_no_aggregate_rule(cloud: Instance, config: Config, here: Actual) -> None:
     """Every selector that is wider than an address and has no `iif lo` is a range, which has its own rules."""
-    singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
-    together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
+    singly = goal_of(cloud, replace(config, rules=RulesMode.ADDRESS), here)
+    together = goal_of(cloud, replace(config, rules=RulesMode.AGGREGATE), here)
     wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.iif_lo}
     assert wide <= set(singly.rules)
     assert not any(each.iif_lo for each in singly.rules)
@@ -191,7 +191,7 @@ def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
 def test_subnet_on_one_link_is_one_rule_per_step() -> None:
     cloud = instance(interface(1, *(f"10.0.1.{n}" for n in range(10, 60))), interface(2))
     found = wanted(cloud, host(link(1), link(2)))
-    assert Config().rules is Rules.AGGREGATE
+    assert Config().rules is RulesMode.AGGREGATE
     assert selectors(found.rules, 2) == ["10.0.1.0/24 iif lo"]
     assert selectors(found.rules, 3) == ["10.0.2.0/24 iif lo"]
     assert len(found.rules) == 5

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 
-from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
+from cloud_network.fetcher.config import Config, ForwardedRepliesMode, Prefixes, RulesMode
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -174,8 +174,8 @@ configs = st.builds(
     exclude=st.sampled_from([(), (), ("eth1",)]),
     exclude_addresses=st.sampled_from([(), (IPv4Network("10.0.1.12/30"),)]),
     prefixes=st.sampled_from([None, *Prefixes]),
-    rules=st.sampled_from(Rules),
-    forwarded_replies=st.sampled_from(ForwardedReplies),
+    rules=st.sampled_from(RulesMode),
+    forwarded_replies=st.sampled_from(ForwardedRepliesMode),
 )
 
 

@@ -47,7 +47,7 @@ def decoded(kind: str) -> tuple[Any, ...]:
 KERNEL = view.Snapshot(decoded("link"), decoded("address"), decoded("route"), decoded("rule"), frozenset())
 NAMES: dict[int, str] = {link.index: link.name for link in KERNEL.links}
 SETTINGS = Settings(allow_kinds=("veth",), exclude=("spare1",))  # the far end of `spare`
-KNOWN = view.Known(resolvers=frozenset(map(ip_address, ("10.0.2.2", "fd00::53"))))
+KNOWN = view.OutsideState(resolvers=frozenset(map(ip_address, ("10.0.2.2", "fd00::53"))))
 NONE: frozenset[Any] = frozenset()
 EMPTY_SNAPSHOT = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
 FOREIGN = {
@@ -89,9 +89,9 @@ def fuzz_policy(data: bytes) -> None:
     if not isinstance(request, protocol.Apply):
         return
     ops = request.ops
-    reported = request_policy.check_all(ops, view.View(KERNEL, SETTINGS, KNOWN))
+    reported = request_policy.check_for_report(ops, view.View(KERNEL, SETTINGS, KNOWN))
     try:
-        undo = request_policy.check(ops, view.View(KERNEL, SETTINGS, KNOWN))
+        undo = request_policy.check_for_apply(ops, view.View(KERNEL, SETTINGS, KNOWN))
     except request_policy.Rejected as rejected:
         SEEN["refused"] += 1
         _hold(rejected.refused.position in range(len(ops)) and bool(reported), rejected.refused.reason)

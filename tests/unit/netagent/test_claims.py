@@ -33,8 +33,10 @@ def test_networks_are_found_by_link(
     around = [each for other, each in left if other == link and network.subnet_of(each)]
     assert sorted(found.containing(link, network)) == sorted(around)
     assert sorted(found.elsewhere(link, network)) == sorted(each for each in near if each[1] != link)
-    assert sorted(found.around(network)) == sorted((each, other) for other, each in left if network.subnet_of(each))
-    assert found.links(network) == {other for _, other in near}
+    assert sorted(found.all_containing(network)) == sorted(
+        (each, other) for other, each in left if network.subnet_of(each)
+    )
+    assert found.links_overlapping(network) == {other for _, other in near}
 
 
 @given(st.one_of(st.integers(1, 254).map(lambda host: IPv4Address(0x0A000100 + host)), st.ip_addresses()))

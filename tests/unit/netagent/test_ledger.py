@@ -15,7 +15,7 @@ from cloud_network.netagent.operations import AddressAdd, AddressRemove, Change,
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
 from cloud_network.netagent.settings import Settings
 from cloud_network.netagent.transaction import Plan, Transaction
-from cloud_network.netagent.view import Known, Snapshot, View
+from cloud_network.netagent.view import OutsideState, Snapshot, View
 
 IP = IPv4Address("10.0.2.50")
 HOST, SUBNET = IPv4Interface("10.0.2.50/32"), IPv4Interface("10.0.2.50/24")
@@ -24,7 +24,7 @@ HOST, SUBNET = IPv4Interface("10.0.2.50/32"), IPv4Interface("10.0.2.50/24")
 @pytest.fixture(autouse=True)
 def linux_before_5_18(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the ledger list the owned addresses, as with a kernel that does not mark them."""
-    monkeypatch.setattr(transaction, "MARKS_ADDRESSES", False)
+    monkeypatch.setattr(transaction, "HAS_IFA_PROTO", False)
 
 
 class DoingKernel(Kernel):
@@ -44,7 +44,7 @@ class DoingKernel(Kernel):
         """Return the state with the links eth0 and eth1."""
         links = tuple(Link(index, f"eth{index - 2}", 1500, None, True, False) for index in (2, 3))
         snapshot = Snapshot(links, tuple(self._addresses), tuple(self._routes), (), frozenset())
-        return View(snapshot, Settings(), Known())
+        return View(snapshot, Settings(), OutsideState())
 
     def change(
         self, ops: Sequence[Change], *, stop: bool = True, joined: JoinedAddresses | None = None
