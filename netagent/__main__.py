@@ -33,6 +33,7 @@ NETLINK_NETFILTER = 12  # linux/netlink.h
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 EX_CONFIG = 78
 """Exit status for an invalid configuration, as of every program of cloud-network (sysexits.h)."""
+MAX_IDLE_SECONDS = 86400.0
 IDLE_SECONDS = 60.0
 """Under systemd, netagent exits after this time without a client; the socket unit starts it for the next client."""
 
@@ -76,13 +77,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=settings.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument(
         "--idle",
-        type=float,
+        type=seconds,
         default=IDLE_SECONDS,
         metavar="SECONDS",
         help="under systemd, exit after this time without a client (default: %(default)g)",
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     return parser.parse_args()
+
+
+def seconds(text: str) -> float:
+    """Return the value of --idle."""
+    value = float(text)
+    if not 0 < value <= MAX_IDLE_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {MAX_IDLE_SECONDS:g}")
+    return value
 
 
 def _version() -> str:
@@ -159,8 +168,27 @@ def make_directory(path: Path, account: Account) -> None:
     os.close(directory)
 
 
+def is_served(path: Path) -> bool:
+    """Return True if a process listens on this socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:  # its queue is full
+            return True
+    return True
+
+
 def open_sockets(path: Path, fetcher: Account) -> Sockets:
-    """Open the same sockets as cloud-network-netagent.socket: for the fetcher's group, rtnetlink and nfnetlink."""
+    """Open the same sockets as cloud-network-netagent.socket: for the fetcher's group, rtnetlink and nfnetlink.
+
+    Raises SandboxError if another process listens already: a second netagent would undo the first one's transaction.
+    """
+    if is_served(path):
+        stop = f"systemctl stop {NAME}.socket {NAME}.service"
+        raise SandboxError(f"another netagent, or systemd for it, listens on {path}; stop it first: {stop}")
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

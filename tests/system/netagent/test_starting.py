@@ -182,6 +182,28 @@ def test_started_by_hand_it_stays(lab: Lab) -> None:
         lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
 
 
+def test_a_second_netagent_does_not_start(lab: Lab) -> None:
+    """It would undo the open transaction of the first one."""
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")["verdict"] == "applied"
+        done = lab.run([sys.executable, "-I", "-m", "cloud_network.netagent"], check=False)
+        assert done.returncode == 1
+        assert "stop it first: systemctl stop cloud-network-netagent.socket" in done.stderr
+        assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("nan", "nan is not above 0"), ("1e9", "1e9 is not above 0"), ("1m", "invalid seconds value: '1m'")],
+)
+def test_a_bad_idle_time_names_what_is_accepted(text: str, reason: str) -> None:
+    argv = [sys.executable, "-I", "-m", "cloud_network.netagent", "--idle", text]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"argument --idle: {reason}" in done.stderr
+
+
 def test_environment_of_root_is_not_used(lab: Lab) -> None:
     """A sitecustomize on PYTHONPATH would run as root before netagent does."""
     lab.stop("netagent")
