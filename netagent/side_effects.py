@@ -135,7 +135,8 @@ def is_derived(route: Route, places: Places) -> bool:
         return (link, ip, destination) in places
     if source is None:
         return destination.version == 6
-    return route.table == TABLE_LOCAL or (link, source, destination) in places
+    # Of a member of a VRF, all of these are in the VRF's table.
+    return route.kind == rtnetlink.RTN_BROADCAST or (link, source, destination) in places
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
