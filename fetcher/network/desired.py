@@ -344,18 +344,15 @@ def _learned_networks(siblings: Iterable[Interface], version: int, host: Host) -
     """Yield the networks that DHCP or a router put on the links of other interfaces, which have no address there.
 
     The metadata does not name them, for example the IPv6 subnet of an interface without IPv6 addresses. With the route
-    in main alone, packets from other interfaces to such a network would leave through that link.
+    in main alone, packets from other interfaces to such a network would leave through that link. A network of which an
+    operator or another link has a part is left out: main has the more specific route.
     """
     macs = {each.mac for each in siblings}
     for ifindex, networks in host.actual.learned.items():
         link = host.links.get(ifindex)
-        if link is None or link.mac not in macs or not link.may_be_of_cloud(host.config.allow_kinds):
-            continue
-        held = [address for (other, address) in host.actual.addresses if other == ifindex]
-        usual = [each for each in networks if each.version == version and _may_be_subnet(each, host)]
-        for network in sorted(usual, key=str)[:MAX_LEARNED]:
-            if not any(address in network for address in held):
-                yield network
+        if link is not None and link.mac in macs and link.may_be_of_cloud(host.config.allow_kinds):
+            usual = [each for each in networks if each.version == version and _may_be_subnet(each, host)]
+            yield from (each for each in sorted(usual, key=str)[:MAX_LEARNED] if not _is_used(each, host))
 
 
 def _may_be_subnet(network: IPNetwork, host: Host) -> bool:
@@ -363,6 +360,12 @@ def _may_be_subnet(network: IPNetwork, host: Host) -> bool:
     if is_single(network) or network.is_link_local or within(network, host.config.exclude_addresses):
         return False
     return network.version == 4 or network.prefixlen >= WIDEST_SUBNET[6]
+
+
+def _is_used(network: IPNetwork, host: Host) -> bool:
+    """Return True if a link has an address in the network, or an operator a route to a part of it."""
+    is_routed = any(contains(network, each) for each in host.actual.static)
+    return is_routed or any(address in network for _, address in host.actual.addresses)
 
 
 def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:

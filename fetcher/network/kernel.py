@@ -162,7 +162,8 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
             derived = route.destination.prefixlen == route.destination.max_prefixlen
             if protocol != PROTOCOL and not (protocol == RTPROT_KERNEL and derived):
                 local[route.destination] = route.ifindex
-    static = await _static(kernel) if leased else frozenset()
+    has_networks = any(not network.is_link_local for found in learned.values() for network in found)
+    static = await _static(kernel) if leased or has_networks else frozenset()
     places, further = by_place(addresses)
     routers = await _routers(kernel)
     return Actual(

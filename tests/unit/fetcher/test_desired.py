@@ -719,11 +719,27 @@ def test_missing_subnet_is_taken_from_dhcp() -> None:
 def test_learned_networks_of_siblings_are_routed_through_the_own_gateway() -> None:
     """The IPv6 subnet of an interface without IPv6 addresses is only advertised."""
     ones = [interface(1, "10.0.1.10", "fd00:1::10", subnets=["10.0.1.0/24", "fd00:1::/64"]), interface(2)]
-    names = ("fd00:2::/64", "fd00:3::/64", "2000::/3", "fe80::/64", "fd00:4::1/128", "fd00:1::/64", "fd00:9::/64")
+    names = (
+        "fd00:2::/64",
+        "fd00:3::/64",
+        "2000::/3",
+        "fe80::/64",
+        "fd00:4::1/128",
+        "fd00:1::/64",
+        "fd00:9::/64",
+        "fd00:7::/64",
+        "fd00:8::/64",
+    )
     learned = {3: frozenset(map(ip_network, names)), 41: frozenset([ip_network("fd00:5::/64")])}
     bridge = link(40, "docker0", kind="bridge")
-    addresses = kernel_address(3, "fd00:3::7/64")
-    here = host(link(1), link(2), bridge, addresses=addresses, learned=learned, gateways={2: (ip_address("fe80::1"),)})
+    addresses = kernel_address(3, "fd00:3::7/64") | kernel_address(41, "fd00:7:0:0:1::1/80")
+    here = host(
+        *(link(1), link(2), bridge),
+        addresses=addresses,
+        learned=learned,
+        gateways={2: (ip_address("fe80::1"),)},
+        static=frozenset([ip_network("fd00:8:0:0:1::/80")]),
+    )
     found = wanted(instance(*ones), here, exclude_addresses=(ip_network("fd00:9::/64"),))
     assert [each for each in routes(found, 2) if ":" in each] == [
         "fd00:1::/64",
