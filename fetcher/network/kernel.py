@@ -78,7 +78,10 @@ class KernelError(Exception):
 
 
 def read() -> Actual:
-    """Return what the kernel of this network namespace holds now. Raises KernelError."""
+    """Return what the kernel of this network namespace holds now. Raises KernelError.
+
+    The operator's routes are read only if DHCP or a router gave some, which are compared with them.
+    """
     return _run(_read)
 
 

@@ -137,9 +137,7 @@ class Actual:
     marks_of_others: frozenset[MarkSelector] = frozenset()  # of the rules of other programs
     reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links for which it matters
     leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # their further routes in main
-    static: frozenset[IPNetwork] = (
-        frozenset()
-    )  # destinations of an operator's routes in main; empty without `leased` and `learned`
+    static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main: see kernel.read
     further: tuple[KernelAddress, ...] = ()  # duplicates on the same link, with another prefix length
 
     @property

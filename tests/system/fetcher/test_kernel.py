@@ -183,6 +183,7 @@ def test_learned_subnets_and_foreign_local_ranges_are_read(lab: Lab) -> None:
     shown = {*map(str, found.learned[eth0])}
     assert shown >= {"198.18.0.0/24", "2001:db8::/64", "2001:db8:1::/64"}
     assert not shown & {"198.18.1.0/24", "198.18.2.0/24"}
+    assert ip_network("198.18.1.0/24") in found.static
     assert found.local[ip_network("10.64.0.0/24")] == eth0
     assert ip_network(lab.nics[0].addresses[0]) not in found.local
     assert ip_network("10.65.0.0/24") not in found.local

@@ -734,7 +734,9 @@ def test_learned_networks_of_siblings_are_routed_through_the_own_gateway() -> No
     bridge = link(40, "docker0", kind="bridge")
     addresses = kernel_address(3, "fd00:3::7/64") | kernel_address(41, "fd00:7:0:0:1::1/80")
     here = host(
-        *(link(1), link(2), bridge),
+        link(1),
+        link(2),
+        bridge,
         addresses=addresses,
         learned=learned,
         gateways={2: (ip_address("fe80::1"),)},
