@@ -1,9 +1,9 @@
 """Computes what the kernel must hold from the instance, the configuration and the host's state. Pure.
 
 A link's table T = RouteTableBase + ifindex holds the link's own subnets on link, the metadata's further routes through
-their gateways, every sibling's subnets, the routes that DHCP or a router gave to siblings, through this link's gateway,
-and a default route. Without the siblings' subnets, a neighbour in one subnet could not reach an address in another: the
-reply would take the connected route of the neighbour's subnet, with a source that the cloud drops there.
+their gateways, every sibling's subnets and the DHCP routes of siblings through this link's gateway, and a default
+route. Without the siblings' subnets, a neighbour in one subnet could not reach an address in another: the reply would
+take the connected route of the neighbour's subnet, with a source that the cloud drops there.
 
 A subnet that has a gateway of its own (Interface.anchor) is the source of rules that lead to a second table of the
 link, T + 2**30: the same routes by that gateway.
@@ -44,14 +44,11 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
-from cloud_network.netagent.claims import WIDEST_SUBNET, contains, is_excluded, is_single, single, tables, within
+from cloud_network.netagent.claims import contains, is_excluded, is_single, single, tables, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 WIRE_SERVER = ip_network("168.63.129.16/32")
 """Source of Azure's health probes: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16."""
-MAX_LEARNED = 16
-"""Networks that DHCP or a router put on a link, and of which the tables of other links get a route. A neighbour can
-advertise thousands."""
 
 
 def desired(
@@ -291,9 +288,9 @@ def _table(interface: Interface, link: Link, table: int, host: Host) -> list[Rou
         if gateway is not None:
             gateway_routes += [(subnet, gateway) for subnet in far if subnet.version == version]
             known = [*routes, *(destination for destination, _ in gateway_routes if destination.prefixlen)]
-            learned = [(network, gateway) for network in _learned_networks(siblings, version, host)]
-            leased = _leased_routes(link, version, gateway, host)
-            gateway_routes += [each for each in (*learned, *leased) if not within(each[0], known)]
+            gateway_routes += [
+                each for each in _leased_routes(link, version, gateway, host) if not within(each[0], known)
+            ]
             gateway_routes.append((EVERYTHING[version], gateway))
     _add_routes(routes, table, link, gateway_routes, host)
     return list(routes.values())
@@ -338,34 +335,6 @@ def _leased_routes(link: Link, version: int, gateway: IPAddress, host: Host) -> 
         wanted.add(WIRE_SERVER)
     for destination in sorted((each for each in wanted if each.version == version), key=str):
         yield destination, own.get(destination, gateway)
-
-
-def _learned_networks(siblings: Iterable[Interface], version: int, host: Host) -> Iterator[IPNetwork]:
-    """Yield the networks that DHCP or a router put on the links of other interfaces, which have no address there.
-
-    The metadata does not name them, for example the IPv6 subnet of an interface without IPv6 addresses. With the route
-    in main alone, packets from other interfaces to such a network would leave through that link. A network of which an
-    operator or another link has a part is left out: main has the more specific route.
-    """
-    macs = {each.mac for each in siblings}
-    for ifindex, networks in host.actual.learned.items():
-        link = host.links.get(ifindex)
-        if link is not None and link.mac in macs and link.may_be_of_cloud(host.config.allow_kinds):
-            usual = [each for each in networks if each.version == version and _may_be_subnet(each, host)]
-            yield from (each for each in sorted(usual, key=str)[:MAX_LEARNED] if not _is_used(each, host))
-
-
-def _may_be_subnet(network: IPNetwork, host: Host) -> bool:
-    """Return True for a network that a cloud may give to a link, and that the operator has not excluded (pods)."""
-    if is_single(network) or network.is_link_local or within(network, host.config.exclude_addresses):
-        return False
-    return network.version == 4 or network.prefixlen >= WIDEST_SUBNET[6]
-
-
-def _is_used(network: IPNetwork, host: Host) -> bool:
-    """Return True if a link has an address in the network, or an operator a route to a part of it."""
-    is_routed = any(contains(network, each) for each in host.actual.static)
-    return is_routed or any(address in network for _, address in host.actual.addresses)
 
 
 def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:

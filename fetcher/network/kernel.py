@@ -78,10 +78,7 @@ class KernelError(Exception):
 
 
 def read() -> Actual:
-    """Return what the kernel of this network namespace holds now. Raises KernelError.
-
-    The operator's routes are read only if DHCP or a router gave some, which are compared with them.
-    """
+    """Return what the kernel of this network namespace holds now. Raises KernelError."""
     return _run(_read)
 
 
@@ -144,7 +141,6 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
     rules: list[Rule] = []
     marks_of_others = set[MarkSelector]()
     gateways: dict[int, tuple[IPAddress, ...]] = {}
-    learned: dict[int, frozenset[IPNetwork]] = {}
     local: dict[IPNetwork, int] = {}
     leased = defaultdict[int, dict[IPNetwork, IPAddress]](dict)
     for family in _FAMILIES.values():
@@ -156,17 +152,19 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
                 is_inverted = bool(each["flags"] & _FIB_RULE_INVERT)
                 mark, mask = each.get_attr("FRA_FWMARK") or 0, each.get_attr("FRA_FWMASK")
                 marks_of_others.add(MarkSelector(mark, mask, is_inverted))
-        for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
+        for protocol in (RTPROT_RA, RTPROT_DHCP):
             for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
-                _add_learned(route, protocol, gateways, learned)
-                if route.gateway is not None and route.destination.prefixlen and protocol != RTPROT_KERNEL:
+                if route.gateway is None or not route.ifindex:
+                    continue
+                if route.destination.prefixlen:
                     leased[route.ifindex].setdefault(route.destination, route.gateway)
+                else:
+                    gateways[route.ifindex] = (*gateways.get(route.ifindex, ()), route.gateway)
         for route, protocol in await _routes(kernel, family, table=TABLE_LOCAL, type=_RTN_LOCAL):
             derived = route.destination.prefixlen == route.destination.max_prefixlen
             if protocol != PROTOCOL and not (protocol == RTPROT_KERNEL and derived):
                 local[route.destination] = route.ifindex
-    has_networks = any(not network.is_link_local for found in learned.values() for network in found)
-    static = await _static(kernel) if leased or has_networks else frozenset()
+    static = await _static(kernel) if leased else frozenset()
     places, further = by_place(addresses)
     routers = await _routers(kernel)
     return Actual(
@@ -176,7 +174,6 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
         rules=frozenset(rules),
         marks_of_others=frozenset(marks_of_others),
         gateways=gateways,
-        learned=learned,
         local=local,
         routers=routers,
         leased=leased,
@@ -194,26 +191,6 @@ def by_place(
         if found.setdefault(each.place, each) is not each:
             further.append(each)
     return found, tuple(further)
-
-
-def _add_learned(
-    route: Route,
-    protocol: int,
-    gateways: dict[int, tuple[IPAddress, ...]],
-    learned: dict[int, frozenset[IPNetwork]],
-) -> None:
-    """Sort a route of main into its collection.
-
-    The kernel's own IPv6 prefix routes are from router advertisements (addrconf.c).
-    """
-    destination, index = route.destination, route.ifindex
-    if not index:
-        return
-    if route.gateway is None:
-        if destination.prefixlen and (protocol != RTPROT_KERNEL or destination.version == 6):
-            learned[index] = learned.get(index, frozenset()) | {destination}
-    elif destination.prefixlen == 0 and protocol != RTPROT_KERNEL:
-        gateways[index] = (*gateways.get(index, ()), route.gateway)
 
 
 async def _routes(kernel: AsyncIPRoute, family: int, **fields: int) -> list[tuple[Route, int]]:

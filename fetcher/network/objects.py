@@ -130,14 +130,13 @@ class Actual:
     routes: frozenset[Route]  # with protocol 209
     rules: frozenset[Rule]  # with protocol 209
     gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
-    learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
     marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: netagent manages none
     marks_of_others: frozenset[MarkSelector] = frozenset()  # of the rules of other programs
     reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links for which it matters
     leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # their further routes in main
-    static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main: see kernel.read
+    static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main, if `leased` is not empty
     further: tuple[KernelAddress, ...] = ()  # duplicates on the same link, with another prefix length
 
     @property

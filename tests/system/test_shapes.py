@@ -81,20 +81,6 @@ def test_two_interfaces_in_one_subnet_with_leases_of_ipv6(dhcp_all: bool) -> Non
         assert status(lab)["last_error"] is None
 
 
-def test_interface_without_ipv6_in_a_subnet_with_a_router() -> None:
-    """The router advertises the subnet, which the metadata does not name once the third interface is detached."""
-    first = Interface("10.0.1.0/24", 2, ipv6=1, subnet6="2a05:d000:1::/64")
-    third = Interface("10.0.2.0/24", 1, ipv6=1, subnet6="2a05:d000:2::/64")
-    with running_lab(Spec((first, Interface("10.0.2.0/24", 1), third))) as lab:
-        second = lab.nics[1].name
-        lab.detach_interface(lab.nics[2].mac)
-        advertised = lab.run(["ip", "-6", "route", "show", "2a05:d000:2::/64", "dev", second]).stdout
-        assert "proto kernel" in advertised
-        assert refresh(lab) == "ok"
-        lab.wait_for(lambda: all(lab.reachability(lab.addresses6).values()), 10, "every address to answer")
-        assert status(lab)["last_error"] is None
-
-
 @pytest.mark.parametrize("dhcp_all", [False, True])
 def test_two_interfaces_in_one_subnet_with_routes_to_the_gateway(dhcp_all: bool) -> None:
     """systemd-networkd adds a route to the gateway with each lease."""
