@@ -132,7 +132,7 @@ class ForeignRoutes:
 
         Other programs, too, use the protocol `kernel`, and a peer has such a route as well.
         """
-        if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None:
+        if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None or route.table == TABLE_LOCAL:
             return False
         if route.destination.version == 6:
             ip = route.destination.network_address

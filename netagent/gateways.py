@@ -112,14 +112,18 @@ class Gateways:
 
     def protects(self, ip: IPAddress) -> str | None:
         """Return a description of a protected address: a gateway's or a resolver's. None for any other address."""
-        if ip in self._resolvers:
-            return "a resolver's address"
-        if ip in self._users or ip in self._former:
-            return "a gateway's address"
+        if use := self.use_of(ip):
+            return use
         for subnet, link in self._networks.subnets.all_containing(single(ip)):
             if self._networks.learned.has(link, subnet) and ip == self._expected_gateway(link, subnet):
                 return f"the gateway of {subnet} by convention"
         return None
+
+    def use_of(self, ip: IPAddress) -> str | None:
+        """Return a description of a resolver's address or of a gateway's that routes use or have used, or None."""
+        if ip in self._resolvers:
+            return "a resolver's address"
+        return "a gateway's address" if ip in self._users or ip in self._former else None
 
     def _expected_gateway(self, link: int, subnet: IPNetwork) -> IPAddress | None:
         """Return the first host of a subnet that the link has learned, if the subnet's gateway is not known.

@@ -89,19 +89,25 @@ def check_link_up(op: LinkUp, view: View) -> Change:
     there = (each for each in view.snapshot.addresses if each.link == op.link)
     if any(view.addresses.get(op.link, each.interface) is None for each in there):
         raise Refusal("the request has removed addresses of the link before: a rollback would add them while it is up")
-    # learned=(): also a wider route of another program conflicts, because it has the packets to this subnet now.
     for network in view.addresses.connected_networks(op.link):
-        if not view.is_allowed(network):
-            check_conflicts(op.link, network, network, (), view)
-            if not claims.is_link_local(network):
-                check_nesting(op.link, network, view)
-            if not view.networks.learned.has(op.link, network):  # otherwise, another program's address needs the route
-                check_connected_route(op.link, network, view)
+        check_connected_when_up(op.link, network, view)
     for address in view.addresses.all():
         if address.link == op.link and address.ip.version == 6:
             check_local_when_up(address, view)
     view.links.set_up(op.link)
     return op.inverse()
+
+
+def check_connected_when_up(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if the connected route that a link gets when it is set up would divert packets."""
+    if view.is_allowed(network):
+        return
+    # learned=(): also a wider route of another program conflicts, because it has the packets to this subnet now.
+    check_conflicts(link, network, network, (), view)
+    if not claims.is_link_local(network):
+        check_nesting(link, network, view)
+    if not view.networks.learned.has(link, network):  # otherwise, another program's address needs the route
+        check_connected_route(link, network, view)
 
 
 def check_local_when_up(address: Address, view: View) -> None:
@@ -110,11 +116,13 @@ def check_local_when_up(address: Address, view: View) -> None:
     Of gateways and resolvers, only owned addresses count: an operator may run a resolver or a gateway on this host.
     """
     network = single(address.ip)
-    if not view.is_allowed(network):
-        check_conflicts(address.link, network, network, (), view)
+    if view.is_allowed(network):
+        return
+    check_conflicts(address.link, network, network, (), view)
     check_hosts_of_leases(address.link, network, view)
-    if view.addresses.owns(address) and (use := view.gateways.protects(address.ip)):
-        raise Refusal(f"{address.ip} of {view.name(address.link)} is {use} by now")
+    if view.addresses.owns(address) and (use := view.gateways.use_of(address.ip)):
+        reason = f"{address.ip} of {view.name(address.link)} is {use} by now; remove that address first"
+        raise Refusal(reason, allow=allow_addresses(network))
 
 
 def check_link_mtu(op: LinkMtu, view: View) -> Change:

@@ -38,6 +38,7 @@ from .operations import (
 from .policy import (
     IPV6_MIN_MTU,
     Refusal,
+    check_connected_when_up,
     check_link,
     check_local_when_up,
     check_on_link_with_rules,
@@ -226,6 +227,14 @@ def failure(op: Change, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
+def _check_when_up(op: AddressAdd, view: View) -> None:
+    """Raise Refusal for an IPv6 address with which the policy would refuse to set its link up."""
+    ip, network = op.interface.ip, op.interface.network
+    check_local_when_up(Address(op.link, ip, network.prefixlen, 0, PROTOCOL), view)
+    if op.connected_route:
+        check_connected_when_up(op.link, network, view)
+
+
 def _reason(check: Callable[[Subject, View], object], subject: Subject, view: View) -> str | None:
     """Return the reason for which a check of the policy refuses, or None."""
     try:
@@ -380,8 +389,7 @@ class RollbackState:
         if any(link != op.link for link in self._view.addresses.holders(op.interface.ip)):
             return "another link has the address now"
         if op.interface.version == 6 and self._view.links.is_down(op.link):
-            ip, prefix = op.interface.ip, op.interface.network.prefixlen
-            return _reason(check_local_when_up, Address(op.link, ip, prefix, 0, PROTOCOL), self._view)
+            return _reason(_check_when_up, op, self._view)
         return None
 
     def _address_in_the_way(self, op: AddressAdd) -> Address | None:

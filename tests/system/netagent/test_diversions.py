@@ -676,7 +676,9 @@ def test_a_kept_address_that_is_a_resolver_stays_down(lab: Lab) -> None:
         assert wire.apply({**address(on, "fd77::9/128"), "route": False})["verdict"] == "applied"
     lab.batch(["address add fd77::8/128 dev eth0 nodad", "link set eth0 down"])
     file.write_text("nameserver fd77::9\n")
-    assert refused(lab, {"op": "link_up", "link": on}) == "fd77::9 of eth0 is a resolver's address by now"
+    assert refused(lab, {"op": "link_up", "link": on}) == (
+        "fd77::9 of eth0 is a resolver's address by now; remove that address first"
+    )
     file.write_text("nameserver fd77::8\n")
     with Wire(lab) as wire:
         assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
@@ -694,20 +696,48 @@ def test_a_route_for_some_packets_does_not_put_a_subnet_on_link(lab: Lab, own: s
     assert "another program routes by wg0" in refused(lab, route(ifindex(lab, "eth0"), subnet))
 
 
-@pytest.mark.parametrize("later", ["route add fd77::/64 dev wg0", "route add fd77::9/128 dev eth1 proto dhcp", ""])
-def test_a_rollback_makes_no_kept_address_local(lab: Lab, later: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "later"),
+    [
+        ("fd77::9/128", "route add fd77::/64 dev wg0"),
+        ("fd77::9/128", "route add fd77::9/128 dev eth1 proto dhcp"),
+        ("fd77::9/64", "route add fd77::/128 dev wg0"),  # with forwarding, this host has that anycast address
+        ("fd77::9/128", ""),
+        ("fd77::9/64", ""),
+    ],
+)
+def test_a_rollback_makes_no_kept_address_local(lab: Lab, own: str, later: str) -> None:
     """The kernel makes a new IPv6 address local at once, also on a link that is down."""
-    on, own = ifindex(lab, "eth0"), {**address(ifindex(lab, "eth0"), "fd77::9/128"), "route": False}
+    on = ifindex(lab, "eth0")
     lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"])
     with Wire(lab) as wire:
-        assert wire.apply(own)["verdict"] == "applied"
+        assert wire.apply(address(on, own))["verdict"] == "applied"
         lab.batch(["link add wg0 type bridge", "link set wg0 up", "link set eth0 down", *filter(None, [later])])
-        gone = address(on, "fd77::9/128", "address_remove")
+        gone = address(on, own, "address_remove")
         assert wire.apply(gone, confirm_within=60, request="open")["verdict"] == "applied"
         left = [each["op"] for each in wire.ask(request="rollback", id="open").get("not_undone", ())]
     assert left == (["address_add"] if later else [])
     local = "local fd77::9" in lab.run(["ip", "-6", "route", "show", "table", "local"]).stdout
     assert local == (not later)
+
+
+@pytest.mark.parametrize("where", ["the gateway by convention", "AllowAddresses"])
+def test_a_neighbour_does_not_keep_a_link_down(lab: Lab, where: str) -> None:
+    """It advertises a network whose first host is an address that the link has kept. Or it is allowed to be local."""
+    on = ifindex(lab, "eth0")
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"])
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "fd77::9/128"))["verdict"] == "applied"
+    lab.batch(["link set eth0 down"])
+    if where == "AllowAddresses":
+        lab.path("/etc/resolv.conf").write_text("nameserver fd77::9\n")
+        lab.stop("netagent")
+        lab.write_config(CONFIG + 'AllowAddresses = "fd77::9/128"\n')
+        start(lab)
+    else:
+        lab.batch(["route add fd77::8/125 dev eth1 proto ra"])
+    with Wire(lab) as wire:
+        assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
 
 
 @pytest.mark.parametrize("narrow", ["198.51.100.0/24 tos 0x10", "2001:db8:1::/48 from 2001:db8:2::/64"])
