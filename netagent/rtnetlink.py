@@ -64,7 +64,7 @@ IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_OPTIMISTIC, IFA_F_DADFAILED = 0x01, 0x02, 0x
 IFA_F_TENTATIVE, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x40, 0x80, 0x200
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_LINK_NETNSID = 1, 3, 4, 5, 18, 37
 IFLA_INFO_KIND = 1
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_RT_PRIORITY, IFA_PROTO = 1, 2, 8, 9, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_NH_ID = 9, 12, 15, 18, 21, 30
 NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY, NHA_ENCAP_TYPE = 1, 2, 5, 6, 7
@@ -118,6 +118,7 @@ class Address:
     flags: int  # IFA_F_*
     protocol: int | None  # IFA_PROTO; None if it has none, or before Linux 5.18
     peer: IPAddress | None = None  # of a point-to-point address
+    metric: int = 0  # of the connected route; IFA_RT_PRIORITY
 
     @property
     def has_passed_dad(self) -> bool:
@@ -394,7 +395,8 @@ def decode_address(body: bytes) -> Address | None:
     other = _address(found.get(IFA_ADDRESS, bytes(4)))  # the kernel leaves out 0.0.0.0
     ip = _address(found[IFA_LOCAL]) if IFA_LOCAL in found else other
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None
-    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, other if other != ip else None)
+    peer, metric = other if other != ip else None, _u32(found, IFA_RT_PRIORITY)
+    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, peer, metric)
 
 
 def decode_route(body: bytes) -> Route | None:

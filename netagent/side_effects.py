@@ -14,8 +14,8 @@ from .rtnetlink import Address, Route
 IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3  # IFA_PROTO of router advertisements, and of automatic link-local addresses
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
 
-Places = Set[tuple[int, IPAddress, IPNetwork]]
-"""Link, address and destination of routes that the kernel has derived: see places_of."""
+Places = Set[tuple[int, IPAddress, IPNetwork, int]]
+"""Link, address, destination and metric of routes that the kernel has derived: see places_of."""
 
 
 class AddressCounts:
@@ -112,8 +112,8 @@ def places_of(addresses: Iterable[Address]) -> Places:
     """
     there = list(addresses)
     connected = (each for each in there if not each.flags & rtnetlink.IFA_F_NOPREFIXROUTE)
-    places = {(each.link, each.ip, each.network) for each in connected}
-    return places | {(each.link, each.ip, single(each.ip)) for each in there}
+    places = {(each.link, each.ip, each.network, each.metric) for each in connected}
+    return places | {(each.link, each.ip, single(each.ip), 0) for each in there}
 
 
 def is_derived(route: Route, places: Places) -> bool:
@@ -132,11 +132,11 @@ def is_derived(route: Route, places: Places) -> bool:
         return False
     if route.kind == rtnetlink.RTN_LOCAL:
         ip = destination.network_address if is_single(destination) else source
-        return (link, ip, destination) in places
+        return (link, ip, destination, route.metric) in places
     if source is None:
         return destination.version == 6
     # Of a member of a VRF, all of these are in the VRF's table.
-    return route.kind == rtnetlink.RTN_BROADCAST or (link, source, destination) in places
+    return route.kind == rtnetlink.RTN_BROADCAST or (link, source, destination, route.metric) in places
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
