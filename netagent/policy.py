@@ -82,6 +82,13 @@ def check_link(link: int, view: View, *, removes: bool = False) -> None:
         )
 
 
+def check_link_of_table(link: int, table: int, view: View) -> None:
+    """Raise Refusal unless this is a table of the link, and operations are allowed on the link."""
+    if view.links.get(link) is None or table not in view.tables_of(link):
+        raise Refusal(f"table {table} is that of no link")
+    check_link(link, view)
+
+
 def check_link_up(op: LinkUp, view: View) -> Change:
     """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
     if not view.links.is_down(op.link):
@@ -585,9 +592,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Change:
 def check_address_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule that selects addresses of other links than that of its table."""
     link = claims.link_of_table(op.table, view.settings.route_table_base)
-    if view.links.get(link) is None or op.table not in view.tables_of(link):
-        raise Refusal(f"table {op.table} is that of no link")
-    check_link(link, view)
+    check_link_of_table(link, op.table, view)
     if not is_justified(op, link, view):
         raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
     if (other := other_user(op, link, view)) is not None:
@@ -634,9 +639,7 @@ def is_for_others(rule: RuleAdd | RuleRemove, view: View) -> bool:
 def check_mark_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule with a mark that the table `cloud_network` does not set for the rule's link."""
     link, mask = op.table - view.settings.route_table_base, view.settings.mark_mask  # never the link's second table
-    if view.links.get(link) is None:
-        raise Refusal(f"table {op.table} is that of no link")
-    check_link(link, view)
+    check_link_of_table(link, op.table, view)
     if op.selector.prefixlen or op.to or op.iif_lo:
         raise Refusal("a rule for a mark has no source, no destination and no iif")
     known = op.mask == mask and not op.mark & ~mask

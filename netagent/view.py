@@ -87,9 +87,7 @@ class View:
         self.rules = Rules(snapshot.rules, settings.rule_priority)
         self.owned_routes: dict[tuple[int, IPNetwork], OwnedRoute] = {}  # by table and destination
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
-        self._partly_elsewhere: dict[
-            tuple[int, int], IPNetwork | None
-        ] = {}  # by link and IP version: see network_partly_elsewhere
+        self._partly_elsewhere: dict[tuple[int, int], IPNetwork | None] = {}  # by link and IP version
         self._owned_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
         self.earlier_routes = Counter[int]()  # by link, owned routes in tables of an earlier RouteTableBase=
         self.changed_routes = set[tuple[int, IPNetwork]]()  # table and destination of each route operation
@@ -296,8 +294,8 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        around = {other for _, other in self.networks.subnets.all_containing(network)}
-        others = {other for other in around if self.addresses.has_connected_route(other, network)}
+        there = self.networks.subnets.links_with(network)
+        others = {other for other in there if self.addresses.has_connected_route(other, network)}
         others |= self.foreign.links_in_main(network)
         return any(other != link and self.links.is_cloud(other) for other in others)
 
